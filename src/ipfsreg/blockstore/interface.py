@@ -1,0 +1,208 @@
+"""What the store promises: blocks by CID, blobs by OCI digest, and blocks that may come from the network.
+
+A blob is one contiguous file; each leaf of its UnixFS DAG is served as a block out of that file. Small blocks (inner
+nodes, CRDT nodes) lie in the embedded database. A blob that is still arriving already serves the leaves it has.
+
+Every implementation passes the checks in `testing/blockstore_checks.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ipfsreg.ipld.block import Block
+from ipfsreg.ipld.cid import Cid
+from ipfsreg.oci.digest import Digest
+from ipfsreg.peer_id import PeerId
+
+
+class Blockstore(Protocol):
+    """Durable map from CID to bytes. Keyed by multihash: the codec does not matter. Safe from many tasks at once."""
+
+    def has(self, cid: Cid) -> bool:
+        """Whether the block is here, whole or as a leaf of a blob. Answers from the index, without waiting."""
+
+    def size_of(self, cid: Cid) -> int | None:
+        """The block's length in bytes, or None. Answers from the index, without waiting."""
+
+    async def get(self, cid: Cid) -> Block:
+        """Return the block.
+
+        Raises:
+            BlockNotFound: it is not here.
+            StoreDamaged: what is here does not hash to *cid*; the copy is no longer counted as present.
+        """
+
+    async def put(self, block: Block) -> None:
+        """Store *block*, at most 2 MiB; on return it survives a power cut.
+
+        Raises:
+            StoreFull: nothing was written.
+
+        Cancelled: all or nothing.
+        """
+
+    async def put_many(self, blocks: Sequence[Block]) -> None:
+        """Store all of *blocks* in one durable step."""
+
+    async def delete(self, cids: Iterable[Cid]) -> None:
+        """Forget blocks that were put. Leaves of blobs go with their blob and are left alone here."""
+
+    def arrivals(self) -> AbstractAsyncContextManager[AsyncIterator[frozenset[bytes]]]:
+        """While the block lasts, iterate over the multihashes of blocks that became available.
+
+        What a slow reader has not taken yet is folded into one set.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """A whole blob in this store."""
+
+    digest: Digest
+    size: int
+    """Bytes."""
+    root: Cid
+    """Root of its UnixFS DAG (profile v1-2025 for what was made here)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobFile:
+    """A whole blob's file, for sendfile and range reads. Stays readable while open, also if the blob is deleted."""
+
+    info: BlobInfo
+    path: Path
+
+
+class BlobUpload(Protocol):
+    """Bytes of a blob being pushed, appended in order. One task at a time."""
+
+    @property
+    def id(self) -> str:
+        """Names the upload; unguessable."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes taken so far."""
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append *data*. Returns when the buffer is the caller's again; waits while the disk is behind.
+
+        Raises:
+            StoreFull: nothing of *data* counts; the upload stays at its offset.
+
+        Cancelled: *data* counts wholly or not at all.
+        """
+
+    async def commit(self, digest: Digest) -> BlobInfo:
+        """Publish the bytes as the blob *digest*; on return it survives a power cut. The upload is over.
+
+        Raises:
+            DigestMismatch: nothing is published and the bytes are gone.
+        """
+
+    async def abort(self) -> None:
+        """Throw the bytes away. Idempotent."""
+
+
+class PartialBlob(Protocol):
+    """A blob whose leaves are arriving from peers, in any order."""
+
+    @property
+    def digest(self) -> Digest:
+        """What the whole must hash to."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole blob."""
+
+    @property
+    def leaves(self) -> Sequence[Cid]:
+        """Every leaf in order, as far as inner nodes are known. Grows until `leaves_known`."""
+
+    @property
+    def missing(self) -> int:
+        """How many leaves are not here yet."""
+
+    def has_leaf(self, index: int) -> bool:
+        """Whether leaf *index* is here."""
+
+    def leaf_range(self, index: int) -> tuple[int, int]:
+        """The byte range [start, end) of leaf *index* in the blob."""
+
+    async def put_leaf(self, index: int, block: Block) -> None:
+        """Take one verified leaf; it can be read and served from now on. Durable only with `complete`."""
+
+    async def wait_range(self, start: int, end: int) -> None:
+        """Return when every byte of [start, end) is here.
+
+        Raises:
+            BlockNotFound, DigestMismatch: the fetch failed for good; it will not come.
+        """
+
+    async def read(self, start: int, end: int) -> bytes:
+        """Bytes [start, end), all of them here already."""
+
+    async def complete(self) -> BlobInfo:
+        """With every leaf here: check the OCI digest and publish the blob, durably.
+
+        Raises:
+            DigestMismatch: the DAG is not the blob; all of it is thrown away.
+        """
+
+    async def abandon(self) -> None:
+        """Keep what is here for a later attempt, and let waiting readers fail."""
+
+
+class BlobStore(Protocol):
+    """Whole blobs by OCI digest, uploads, and blobs that are arriving. Safe from many tasks at once."""
+
+    def stat(self, digest: Digest) -> BlobInfo | None:
+        """The blob, if it is here whole. Answers from the index, without waiting."""
+
+    def open(self, digest: Digest) -> BlobFile:
+        """The blob's file. Raises BlobUnknown."""
+
+    async def read_whole(self, digest: Digest, max_bytes: int) -> bytes:
+        """All bytes of a small blob (a manifest, a config).
+
+        Raises:
+            BlobUnknown, or SizeInvalid where it is larger than *max_bytes*.
+        """
+
+    async def create_upload(self) -> BlobUpload:
+        """Begin an upload."""
+
+    async def resume_upload(self, upload_id: str) -> BlobUpload:
+        """An upload begun before, also before a restart. Raises UploadUnknown."""
+
+    async def put_whole(self, data: bytes, digest: Digest | None = None) -> BlobInfo:
+        """Store a small blob in one durable step. Raises DigestMismatch if *digest* is given and does not fit."""
+
+    async def delete(self, digest: Digest) -> None:
+        """Delete the blob, its file and its leaves. Raises BlobUnknown."""
+
+    def blobs(self) -> Iterable[BlobInfo]:
+        """Every whole blob, by digest."""
+
+
+class BlockService(Protocol):
+    """Blocks from here or from peers."""
+
+    def fetch(
+        self, cids: Sequence[Cid], *, first: Sequence[PeerId] = (), deadline_s: float | None = None
+    ) -> AsyncIterator[Block]:
+        """Yield the verified blocks of *cids* as they come, local ones at once, in no promised order.
+
+        *first* are peers believed to have them; they are asked before others. Blocks that come from peers are NOT
+        stored: the caller knows where they belong.
+
+        Raises:
+            BlockNotFound: *deadline_s* seconds went by without progress on any of them; None waits for ever.
+
+        Stopping the iteration cancels what is still wanted. Use `aclosing`.
+        """

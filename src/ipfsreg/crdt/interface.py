@@ -1,0 +1,62 @@
+"""What the replicated name store promises to the registry."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from ipfsreg.ipld.cid import Cid
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Set *key* (a go-datastore path in normal form) to *value* (never empty)."""
+
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove *key*: every version of it this replica has seen."""
+
+    key: str
+
+
+Change = Put | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChanged:
+    """A key's visible value changed, by our write or a peer's; None is absence. Sent after it is durable."""
+
+    key: str
+    old: bytes | None
+    new: bytes | None
+
+
+class Names(Protocol):
+    """A replicated map from paths to bytes. Safe from many tasks at once."""
+
+    def get(self, key: str) -> bytes | None:
+        """The current value. Answers from the local replica, without waiting."""
+
+    def scan(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[tuple[str, bytes]]:
+        """Up to *limit* entries whose key begins with *prefix*, in byte order of the keys, those > *after*."""
+
+    async def commit(self, changes: Sequence[Change]) -> tuple[Cid, ...]:
+        """Apply *changes* as one delta, durably; return the heads that contain it. Gossip follows behind.
+
+        At most one change per key. Concurrent commits may travel in one delta.
+        """
+
+    def heads(self) -> tuple[Cid, ...]:
+        """The closed heads of the DAG, by CID."""
+
+    def changes(self, prefixes: Iterable[str] = ("/",)) -> AbstractAsyncContextManager[AsyncIterator[KeyChanged]]:
+        """While the block lasts, iterate over changes below *prefixes*.
+
+        What a slow reader has not taken is folded per key (first old, last new).
+        """

@@ -1,0 +1,71 @@
+"""The protobuf wire format, as far as IPLD and the libp2p block protocols use it.
+
+dag-pb fixes the order of fields and which of them are written although empty, so the bytes are laid out by hand;
+and a reader that yields slices lets a megabyte of payload be hashed and written without being copied.
+Spec: protobuf.dev "Encoding".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ipfsreg.errors import MalformedData
+from ipfsreg.ipld.varint import decode_varint, encode_varint
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+
+FieldValue = int | memoryview
+
+
+def read_fields(data: bytes | bytearray | memoryview) -> Iterator[tuple[int, FieldValue]]:
+    """Yield (field number, value) in order: an int for numbers, a slice of *data* for bytes and messages.
+
+    Raises:
+        MalformedData: a length that points past the end, a group, or field number 0.
+    """
+    view = memoryview(data)
+    position, end = 0, len(view)
+    while position < end:
+        tag, position = decode_varint(view, position)
+        number, kind = tag >> 3, tag & 7
+        if number == 0:
+            raise MalformedData("protobuf field number 0")
+        if kind == VARINT:
+            value, position = decode_varint(view, position)
+            yield number, value
+            continue
+        if kind == BYTES:
+            length, position = decode_varint(view, position)
+        elif kind in (FIXED32, FIXED64):
+            length = 4 if kind == FIXED32 else 8
+        else:
+            raise MalformedData(f"protobuf wire type {kind}")
+        if length > end - position:
+            raise MalformedData(f"protobuf field {number} claims {length} bytes, {end - position} are left")
+        piece = view[position : position + length]
+        position += length
+        yield number, int.from_bytes(piece, "little") if kind != BYTES else piece
+
+
+def bytes_field(number: int, value: bytes | bytearray | memoryview) -> bytes:
+    """One length-delimited field, written also when empty."""
+    return encode_varint(number << 3 | BYTES) + encode_varint(len(value)) + bytes(value)
+
+
+def varint_field(number: int, value: int) -> bytes:
+    """One varint field, written also when zero."""
+    return encode_varint(number << 3 | VARINT) + encode_varint(value)
+
+
+def expect_bytes(value: FieldValue) -> memoryview:
+    """The value of a field that must be length-delimited. Raises MalformedData."""
+    if isinstance(value, int):
+        raise MalformedData("protobuf number where bytes belong")
+    return value
+
+
+def expect_int(value: FieldValue) -> int:
+    """The value of a field that must be a number. Raises MalformedData."""
+    if not isinstance(value, int):
+        raise MalformedData("protobuf bytes where a number belongs")
+    return value

@@ -1,0 +1,85 @@
+"""Length-prefixed messages on a stream: what nearly every libp2p protocol speaks."""
+
+from __future__ import annotations
+
+from ipfsreg.errors import PeerMisbehaved, StreamReset
+from ipfsreg.ipld.varint import encode_varint
+from ipfsreg.p2p.interface import Stream
+
+READ_BYTES = 65536
+
+
+class MessageReader:
+    """Reads varint-prefixed messages from one stream.
+
+    Small messages come out of one read buffer; the body of a large one is received straight into its own memory.
+    """
+
+    def __init__(self, stream: Stream, max_bytes: int) -> None:
+        """*max_bytes*: the largest message taken; checked before memory is."""
+        self._stream = stream
+        self._max_bytes = max_bytes
+        self._buffer = b""
+        self._position = 0
+
+    async def read(self) -> memoryview | None:
+        """Return the next message, or None where the peer ended its side between two messages.
+
+        Raises:
+            PeerMisbehaved: a length above the limit, or a malformed prefix.
+            StreamReset: the stream ended inside a message, or was reset.
+        """
+        length = await self._read_length()
+        if length is None:
+            return None
+        available = len(self._buffer) - self._position
+        if length <= available:
+            start = self._position
+            self._position += length
+            return memoryview(self._buffer)[start : start + length]
+        body = memoryview(bytearray(length))
+        body[:available] = memoryview(self._buffer)[self._position :]
+        self._buffer, self._position = b"", 0
+        filled = available
+        while filled < length:
+            count = await self._stream.receive_into(body[filled:])
+            if count == 0:
+                raise StreamReset(f"stream ended {length - filled} bytes before the end of a message")
+            filled += count
+        return body.toreadonly()
+
+    async def _read_length(self) -> int | None:
+        value = shift = 0
+        while True:
+            if self._position == len(self._buffer):
+                self._buffer, self._position = await self._stream.receive_some(READ_BYTES), 0
+                if not self._buffer:
+                    if shift:
+                        raise StreamReset("stream ended inside a length prefix")
+                    return None
+            byte = self._buffer[self._position]
+            self._position += 1
+            value |= (byte & 0x7F) << shift
+            if value > self._max_bytes:
+                raise PeerMisbehaved(f"message of at least {value} bytes, at most {self._max_bytes} are taken")
+            if byte < 0x80:
+                return value
+            shift += 7
+            if shift > 63:
+                raise PeerMisbehaved("length prefix longer than nine bytes")
+
+
+async def send_message(stream: Stream, *pieces: bytes | bytearray | memoryview) -> None:
+    """Send *pieces* as one varint-prefixed message; large pieces are not copied together first."""
+    head = encode_varint(sum(map(len, pieces)))
+    small = bytearray(head)
+    for piece in pieces:
+        if len(piece) < READ_BYTES:
+            small += piece
+            continue
+        if small:
+            await stream.send_all(bytes(small))
+            small = bytearray()
+        await stream.send_all(piece)
+    if small:
+        await stream.send_all(bytes(small))

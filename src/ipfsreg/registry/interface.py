@@ -1,0 +1,191 @@
+"""What the registry promises to its front door: repositories, blobs, uploads, manifests, tags.
+
+No HTTP here: names, digests and references arrive checked (their types are the proof), failures leave as
+`RegistryError`s, and `http/` turns both into the wire form of distribution-spec 1.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from ipfsreg.ipld.cid import Cid
+from ipfsreg.oci.digest import Digest
+from ipfsreg.oci.names import Reference, RepositoryName, Tag
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStat:
+    """A blob this repository may serve, here or with some peer."""
+
+    digest: Digest
+    size: int
+    root: Cid
+    """Root of its UnixFS DAG: what any IPFS tool fetches it by (`X-Ipfs-Roots`)."""
+
+
+class BlobContent(Protocol):
+    """An opened blob. Use as `async with`: leaving lets go of the file or of our share in the fetch."""
+
+    @property
+    def stat(self) -> BlobStat:
+        """What is being served."""
+
+    @property
+    def path(self) -> Path | None:
+        """The file with exactly the blob's bytes where it is whole and local (sendfile), else None."""
+
+    def stream(self, start: int, end: int) -> AsyncIterator[bytes | memoryview]:
+        """Yield the bytes [start, end) in order, while later ones may still be arriving from peers.
+
+        Raises:
+            ContentUnavailable: no peer gave what is missing in time.
+            DigestMismatch: what peers gave is not the blob; the response must not end as if it were whole.
+        """
+
+    async def __aenter__(self) -> BlobContent: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+
+class UploadSession(Protocol):
+    """A push under way on this node. One request at a time holds it."""
+
+    @property
+    def id(self) -> str:
+        """Unguessable, URL-safe."""
+
+    @property
+    def repository(self) -> RepositoryName:
+        """The only repository it can be used under."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes taken so far."""
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append. Raises StoreFull. Cancelled: *data* counts wholly or not at all."""
+
+    async def finish(self, digest: Digest) -> BlobStat:
+        """Publish as *digest* in the repository; on return it survives a power cut. The session is over.
+
+        Raises:
+            DigestMismatch: nothing is published; the session is over and its bytes are gone.
+        """
+
+    async def cancel(self) -> None:
+        """Throw the bytes away."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestStat:
+    """A manifest of a repository, without its bytes."""
+
+    digest: Digest
+    media_type: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestContent:
+    """A manifest of a repository."""
+
+    stat: ManifestStat
+    data: bytes
+    """Exactly the bytes that were pushed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestPushed:
+    """What a manifest push brought about."""
+
+    digest: Digest
+    subject: Digest | None
+    """The manifest it refers to, echoed as OCI-Subject."""
+    tags: tuple[Tag, ...]
+    heads: tuple[Cid, ...]
+    """Heads of the replicated name store that contain this push."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some names in byte order, and whether more follow."""
+
+    names: tuple[str, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """An entry of a referrers index (image-spec descriptor.md)."""
+
+    media_type: str
+    digest: Digest
+    size: int
+    artifact_type: str | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+class Registry(Protocol):
+    """One node's whole registry. Safe from many tasks at once.
+
+    Where a peer holds what this node lacks, methods may wait for the network, bounded by configured times.
+    """
+
+    async def stat_blob(self, repository: RepositoryName, digest: Digest) -> BlobStat:
+        """Raises BlobUnknown: this repository may not serve it."""
+
+    async def open_blob(self, repository: RepositoryName, digest: Digest) -> BlobContent:
+        """Open for reading; a blob we lack begins to be fetched. Raises BlobUnknown, ContentUnavailable."""
+
+    async def delete_blob(self, repository: RepositoryName, digest: Digest) -> None:
+        """Take the blob out of this repository. Raises BlobUnknown."""
+
+    async def mount_blob(self, repository: RepositoryName, digest: Digest, source: RepositoryName | None) -> BlobStat:
+        """Let *repository* serve a blob of *source* (None: of any repository) without an upload. Raises BlobUnknown."""
+
+    async def start_upload(self, repository: RepositoryName) -> UploadSession:
+        """Begin a push."""
+
+    async def resume_upload(self, repository: RepositoryName, upload_id: str) -> UploadSession:
+        """A push begun before, also before a restart.
+
+        Raises:
+            UploadUnknown: none of that id in this repository on this node.
+            UploadInvalid: another request is writing to it now.
+        """
+
+    def release_upload(self, session: UploadSession) -> None:
+        """The request that held *session* is over; the session may be resumed."""
+
+    async def stat_manifest(self, repository: RepositoryName, reference: Reference) -> ManifestStat:
+        """Raises NameUnknown, ManifestUnknown."""
+
+    async def get_manifest(self, repository: RepositoryName, reference: Reference) -> ManifestContent:
+        """Raises NameUnknown, ManifestUnknown, ContentUnavailable."""
+
+    async def put_manifest(
+        self, repository: RepositoryName, reference: Reference, media_type: str, data: bytes, tags: Sequence[Tag] = ()
+    ) -> ManifestPushed:
+        """Publish a manifest, under *reference* and *tags*; one delta; on return it survives a power cut.
+
+        Raises:
+            ManifestInvalid, ManifestTooLarge, DigestMismatch (reference is a digest that does not fit),
+            ManifestBlobUnknown: it names content this repository does not have.
+        """
+
+    async def delete_manifest(self, repository: RepositoryName, reference: Reference) -> None:
+        """A tag: the tag alone. A digest: the manifest and every tag of it. Raises NameUnknown, ManifestUnknown."""
+
+    async def tags(self, repository: RepositoryName, *, limit: int, last: str = "") -> Page:
+        """Tags after *last*. Raises NameUnknown."""
+
+    async def repositories(self, *, limit: int, last: str = "") -> Page:
+        """Repository names after *last*."""
+
+    async def referrers(
+        self, repository: RepositoryName, subject: Digest, artifact_type: str | None = None
+    ) -> list[Descriptor]:
+        """Manifests whose subject is *subject*; never an error for an unknown one."""

@@ -1,0 +1,243 @@
+"""Configuration: frozen, with units in the names. TOML and environment are read here and nowhere else.
+
+Every key is optional. A key can also come from the environment as `IPFSREG_<SECTION>_<KEY>` (lists separated by
+commas), which wins over the file. An unknown key, a wrong type or a bad value stops the start with a ConfigError
+naming the key, the value and what would be right. All keys: docs/configuration.md.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ipfsreg.errors import ConfigError
+
+DEFAULT_TOPIC = "ipfs-registry"
+
+PUBLIC_BOOTSTRAPPERS = (
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmNnooDu7bfjPFoTZYxMNLWUQJyrVwtbZg5gBMjTezGAJN",
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmQCU2EcMqAqQPR2i9bChDtGNJchTbq5TbXJJ16u19uLTa",
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmbLHAnMoJPWSCR5Zhtx6BHJX9KiKNN6tpvbUcqanj75Nb",
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmcZf59bWwK5XFi76CZX8cbJ4BhTzzA3gU1ZjYZcYW3dwt",
+    "/ip4/104.131.131.82/tcp/4001/p2p/QmaCpDMGvV2BGHeYERUEnRQAwe3N8SzbUtfsmvsqQLuvuJ",
+)
+"""Where the public IPFS network is entered; the default there and only there."""
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class NodeConfig(_Section, frozen=True):
+    """`[node]`: the process."""
+
+    datastore_path: str = "/var/lib/ipfsreg"
+    """Directory of everything the node keeps."""
+    log_level: typing.Literal["debug", "info", "warning", "error"] = "info"
+    private_key: str = ""
+    """Base64 of a libp2p private key; empty: generated once and kept in the datastore."""
+    drain_s: float = 20.0
+    """Seconds that requests in flight may take to finish after SIGTERM."""
+
+
+class P2pConfig(_Section, frozen=True):
+    """`[p2p]`: the swarm."""
+
+    listen_addrs: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4619",)
+    announce_addrs: tuple[str, ...] = ()
+    """What to tell peers instead of the listen addresses: for nodes behind NAT or in containers."""
+    bootstrappers: tuple[str, ...] | None = None
+    """Multiaddrs with `/p2p/…`. Unset: none in a private swarm, the public IPFS list without a protector key."""
+    protector_key: str = ""
+    """64 hex digits, or the path of a swarm.key file. Empty: the public network."""
+
+
+class CrdtConfig(_Section, frozen=True):
+    """`[crdt]`: the replicated names."""
+
+    pubsub_topic: str = DEFAULT_TOPIC
+    trusted_peers: tuple[str, ...] | None = None
+    """Peer IDs whose announcements are taken, or "*". Unset: everybody in a private swarm, nobody else outside."""
+
+
+class HttpConfig(_Section, frozen=True):
+    """`[http]`: the registry's front door."""
+
+    listen: tuple[str, ...] = ("127.0.0.1:5000",)
+
+
+class FetchConfig(_Section, frozen=True):
+    """`[fetch]`: blobs that peers have and we lack."""
+
+    patience_s: float = 1.0
+    """Seconds to wait for connected peers before the DHT is asked."""
+    give_up_s: float = 30.0
+    """Seconds without progress after which a pull fails with a clear error."""
+    finish_without_client: bool = True
+    """Go on fetching a blob when the client that asked for it has gone."""
+
+
+class Config(_Section, frozen=True):
+    """The whole file."""
+
+    node: NodeConfig = NodeConfig()
+    p2p: P2pConfig = P2pConfig()
+    crdt: CrdtConfig = CrdtConfig()
+    http: HttpConfig = HttpConfig()
+    fetch: FetchConfig = FetchConfig()
+
+    @property
+    def is_private(self) -> bool:
+        """Whether a pre-shared key closes the swarm."""
+        return bool(self.p2p.protector_key)
+
+    @property
+    def bootstrappers(self) -> tuple[str, ...]:
+        """Those configured, or the default of the kind of network."""
+        if self.p2p.bootstrappers is not None:
+            return self.p2p.bootstrappers
+        return () if self.is_private else PUBLIC_BOOTSTRAPPERS
+
+
+def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
+    """Read the TOML file at *path* (None: defaults alone) and lay *environment* over it.
+
+    Raises:
+        ConfigError: naming the key, its value and what would be right.
+    """
+    values = _read_toml(path) if path is not None else {}
+    _lay_over(values, environment)
+    config = _convert(values)
+    _check(config)
+    return config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("--config", str(path), "no such file; `ipfsreg init --dir DIR` writes one") from None
+    except OSError as error:
+        raise ConfigError("--config", str(path), f"cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("--config", str(path), f"is not TOML: {error}") from None
+
+
+def _sections() -> dict[str, dict[str, Any]]:
+    """Section -> key -> type."""
+    return {
+        name: typing.get_type_hints(section)
+        for name, section in typing.get_type_hints(Config).items()
+        if isinstance(section, type) and issubclass(section, _Section)
+    }
+
+
+def _lay_over(values: dict[str, Any], environment: Mapping[str, str]) -> None:
+    for section, keys in _sections().items():
+        for key, kind in keys.items():
+            text = environment.get(f"IPFSREG_{section}_{key}".upper())
+            if text is None:
+                continue
+            table = values.setdefault(section, {})
+            if isinstance(table, dict):
+                table[key] = [item.strip() for item in text.split(",") if item.strip()] if _is_list(kind) else text
+    known = {f"IPFSREG_{section}_{key}".upper() for section, keys in _sections().items() for key in keys}
+    prefixes = tuple(f"IPFSREG_{section}_".upper() for section in _sections())
+    for name, text in environment.items():
+        if name.startswith(prefixes) and name not in known:
+            raise ConfigError(name, text, "no such key; the keys are in docs/configuration.md")
+
+
+def _is_list(kind: Any) -> bool:
+    if isinstance(kind, types.UnionType):
+        return any(_is_list(one) for one in typing.get_args(kind))
+    return typing.get_origin(kind) is tuple
+
+
+def _convert(values: dict[str, Any]) -> Config:
+    sections = _sections()
+    for section, table in values.items():
+        if section not in sections:
+            raise ConfigError(section, table, f"no such section; there are {', '.join(sections)}")
+        if not isinstance(table, dict):
+            raise ConfigError(section, table, f"is a section: write [{section}]")
+        for key, value in table.items():
+            if key not in sections[section]:
+                raise ConfigError(
+                    f"{section}.{key}", value, f"no such key; [{section}] has {', '.join(sections[section])}"
+                )
+    try:
+        # Not strict: numbers and booleans from the environment arrive as text.
+        return msgspec.convert(values, Config, strict=False)
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at ")
+        key = path.strip("`").removeprefix("$.")
+        raise ConfigError(key, _look_up(values, key), reason) from None
+
+
+def _look_up(values: Any, path: str) -> Any:
+    for step in re.findall(r"[^.\[\]]+", path):
+        try:
+            values = values[int(step)] if isinstance(values, list) else values[step]
+        except (KeyError, IndexError, ValueError, TypeError):
+            return None
+    return values
+
+
+def _check(config: Config) -> None:
+    """What the types alone cannot say."""
+    for name in ("listen_addrs", "announce_addrs"):
+        for addr in getattr(config.p2p, name):
+            _check_multiaddr(f"p2p.{name}", addr, "/ip4/0.0.0.0/tcp/4619")
+    for addr in config.p2p.bootstrappers or ():
+        _check_multiaddr("p2p.bootstrappers", addr, "/ip4/192.0.2.1/tcp/4619/p2p/12D3KooW…")
+        if "/p2p/" not in addr:
+            raise ConfigError("p2p.bootstrappers", addr, "must end in /p2p/<peer ID>, as the other node prints it")
+    for address in config.http.listen:
+        parse_host_port("http.listen", address)
+    for key in ("patience_s", "give_up_s"):
+        value = getattr(config.fetch, key)
+        if not 0 < value <= 86400:
+            raise ConfigError(f"fetch.{key}", value, "seconds above 0 and at most 86400")
+    if not 0 <= config.node.drain_s <= 3600:
+        raise ConfigError("node.drain_s", config.node.drain_s, "seconds from 0 to 3600")
+    if not config.node.datastore_path:
+        raise ConfigError("node.datastore_path", "", "a directory")
+    topic = config.crdt.pubsub_topic
+    if not 0 < len(topic.encode()) <= 255:
+        raise ConfigError("crdt.pubsub_topic", topic, "1 to 255 bytes of text")
+    if not config.is_private and topic == DEFAULT_TOPIC:
+        raise ConfigError(
+            "crdt.pubsub_topic",
+            topic,
+            "this is the default topic and the node is on the public network, where anybody could be in it: set "
+            "p2p.protector_key to make the swarm private, or crdt.pubsub_topic to a name of your own",
+        )
+
+
+def _check_multiaddr(key: str, text: str, example: str) -> None:
+    import multiaddr  # here, because it takes a tenth of a second that `ipfsreg --help` need not wait
+
+    try:
+        multiaddr.Multiaddr(text)
+    except Exception as error:  # multiaddr's parsers raise many kinds; each means the same here
+        raise ConfigError(key, text, f"not a multiaddr ({error}); one looks like {example}") from None
+
+
+def parse_host_port(key: str, text: str) -> tuple[str, int]:
+    """Read `127.0.0.1:5000` or `[::1]:5000`. Raises ConfigError naming *key*."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        colon = ""
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(key, text, "an address and a port, as 127.0.0.1:5000 or [::1]:5000")
+    return host, int(port)

@@ -1,0 +1,93 @@
+"""Configuration: what is taken, from where, and what a mistake is told."""
+
+from pathlib import Path
+
+import pytest
+
+from ipfsreg.config import DEFAULT_TOPIC, PUBLIC_BOOTSTRAPPERS, Config, load_config, parse_host_port
+from ipfsreg.errors import ConfigError
+
+KEY = "ab" * 32
+PRIVATE = f'[p2p]\nprotector_key = "{KEY}"\n'
+
+
+def load(tmp_path: Path, text: str, **environment: str) -> Config:
+    path = tmp_path / "node.toml"
+    path.write_text(text)
+    return load_config(path, environment)
+
+
+def test_every_key_is_optional_in_a_private_swarm(tmp_path: Path) -> None:
+    config = load(tmp_path, PRIVATE)
+    assert config.node.datastore_path == "/var/lib/ipfsreg"
+    assert config.p2p.listen_addrs == ("/ip4/0.0.0.0/tcp/4619",)
+    assert config.crdt.pubsub_topic == DEFAULT_TOPIC
+    assert config.http.listen == ("127.0.0.1:5000",)
+    assert config.bootstrappers == ()
+
+
+def test_the_public_network_has_public_bootstrappers(tmp_path: Path) -> None:
+    assert load(tmp_path, '[crdt]\npubsub_topic = "mine"').bootstrappers == PUBLIC_BOOTSTRAPPERS
+
+
+def test_bootstrappers_can_be_none_on_the_public_network(tmp_path: Path) -> None:
+    assert load(tmp_path, '[crdt]\npubsub_topic = "mine"\n[p2p]\nbootstrappers = []').bootstrappers == ()
+
+
+def test_the_default_topic_is_refused_on_the_public_network(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"crdt\.pubsub_topic.*protector_key"):
+        load(tmp_path, "")
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        PRIVATE + '[node]\nlog_level = "error"',
+        IPFSREG_NODE_LOG_LEVEL="debug",
+        IPFSREG_P2P_LISTEN_ADDRS="/ip4/127.0.0.1/tcp/1, /ip4/127.0.0.1/tcp/2",
+        IPFSREG_FETCH_GIVE_UP_S="2.5",
+        IPFSREG_FETCH_FINISH_WITHOUT_CLIENT="false",
+    )
+    assert config.node.log_level == "debug"
+    assert config.p2p.listen_addrs == ("/ip4/127.0.0.1/tcp/1", "/ip4/127.0.0.1/tcp/2")
+    assert config.fetch.give_up_s == 2.5
+    assert config.fetch.finish_without_client is False
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[p2p]\nlisten = "x"', r"p2p\.listen = 'x': no such key; \[p2p\] has listen_addrs"),
+        ("[store]\n", "store.*no such section"),
+        ("node = 3", r"write \[node\]"),
+        ("[http]\nlisten = 5", r"http\.listen = 5: Expected `array"),
+        ("[http]\nlisten = [5]", r"http\.listen\[0\] = 5: Expected `str"),
+        ('[http]\nlisten = ["localhost"]', "127.0.0.1:5000"),
+        ('[http]\nlisten = ["127.0.0.1:70000"]', "127.0.0.1:5000"),
+        ('[node]\nlog_level = "loud"', r"node\.log_level = 'loud': Invalid enum"),
+        ('[p2p]\nlisten_addrs = ["0.0.0.0:4619"]', "looks like /ip4/0.0.0.0/tcp/4619"),
+        ('[p2p]\nbootstrappers = ["/ip4/127.0.0.1/tcp/4619"]', "/p2p/<peer ID>"),
+        ("[fetch]\ngive_up_s = -1", "seconds above 0"),
+        ("[fetch]\ngive_up_s = nan", "seconds above 0"),
+        ("[node", "is not TOML"),
+        ('[node]\ndatastore_path = ""', "a directory"),
+    ],
+)
+def test_a_mistake_names_the_key_and_what_would_be_right(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load(tmp_path, text, IPFSREG_CRDT_PUBSUB_TOPIC="mine")
+
+
+def test_a_mistyped_environment_key_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="IPFSREG_P2P_LISTEN "):
+        load(tmp_path, PRIVATE, IPFSREG_P2P_LISTEN="x")
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "none.toml", {})
+
+
+@pytest.mark.parametrize(("text", "parts"), [("127.0.0.1:5000", ("127.0.0.1", 5000)), ("[::1]:0", ("::1", 0))])
+def test_host_and_port_are_read(text: str, parts: tuple[str, int]) -> None:
+    assert parse_host_port("http.listen", text) == parts

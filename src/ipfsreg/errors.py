@@ -86,6 +86,14 @@ class PeerMisbehaved(NetworkError):
     """A peer broke a protocol. Costs it its stream or connection; never reaches an HTTP client."""
 
 
+class SwarmKeyMismatch(PeerMisbehaved):
+    """The peer does not hold our swarm's pre-shared key, or one of us has none."""
+
+
+class WrongPeer(PeerMisbehaved):
+    """Somebody else answered than the peer that was dialled."""
+
+
 # ------------------------------------------------------------------ registry
 
 

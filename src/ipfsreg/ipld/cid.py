@@ -22,12 +22,11 @@ BLAKE2B_256 = 0xB220
 MAX_CID_BYTES = 168
 """Longer ones are refused: boxo skips them too (its limit is the same), and none is needed."""
 
-MAX_IDENTITY_BYTES = 128
+MAX_CID_CHARACTERS = 1 + 2 * MAX_CID_BYTES
+"""Text is measured before it is decoded: base58 takes quadratic time."""
 
-_HASHERS = {
-    SHA2_256: ("sha256", 32),
-    SHA2_512: ("sha512", 64),
-}
+_SHA2_256_HEAD = b"\x12\x20"
+"""sha2-256 with all its 32 bytes: nearly every multihash there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +74,23 @@ class Cid:
     @classmethod
     def decode_prefix(cls, raw: bytes | memoryview, offset: int = 0) -> tuple[Cid, int]:
         """Read the binary CID at *offset*; return it and the offset behind it. Raises MalformedData."""
-        if bytes(raw[offset : offset + 2]) == b"\x12\x20":
-            if len(raw) < offset + 34:
+        head = bytes(raw[offset : offset + 4])
+        if head == b"\x01\x55\x12\x20" or head == b"\x01\x70\x12\x20":
+            end = offset + 36
+            if end > len(raw):
+                raise MalformedData("truncated CID")
+            return cls(1, head[1], bytes(raw[offset + 2 : end])), end
+        if head[:2] == _SHA2_256_HEAD:
+            end = offset + 34
+            if end > len(raw):
                 raise MalformedData("truncated CIDv0")
-            return cls(0, DAG_PB, bytes(raw[offset : offset + 34])), offset + 34
-        version, position = decode_varint(raw, offset)
+            return cls(0, DAG_PB, bytes(raw[offset:end])), end
+        version, position = _decode_minimal(raw, offset)
         if version != 1:
             raise MalformedData(f"CID version {version}")
-        codec, start = decode_varint(raw, position)
-        _, position = decode_varint(raw, start)
-        length, position = decode_varint(raw, position)
+        codec, start = _decode_minimal(raw, position)
+        _, position = _decode_minimal(raw, start)
+        length, position = _decode_minimal(raw, position)
         end = position + length
         if end > len(raw) or end - offset > MAX_CID_BYTES:
             raise MalformedData(f"CID of {end - offset} bytes")
@@ -93,17 +99,24 @@ class Cid:
     @classmethod
     def parse(cls, text: str) -> Cid:
         """Read the text form: base58 (CIDv0), base32 lower or base58btc (CIDv1). Raises MalformedData."""
+        if len(text) > MAX_CID_CHARACTERS:
+            raise MalformedData(f"{len(text)} characters are not a CID")
         try:
             if len(text) == 46 and text.startswith("Qm"):
                 return cls.decode(base58.b58decode(text))
             if text[:1] in ("b", "B"):
                 body = text[1:].upper()
-                return cls.decode(base64.b32decode(body + "=" * (-len(body) % 8)))
-            if text[:1] == "z":
-                return cls.decode(base58.b58decode(text[1:]))
+                raw = base64.b32decode(body + "=" * (-len(body) % 8))
+            elif text[:1] == "z":
+                raw = base58.b58decode(text[1:])
+            else:
+                raise MalformedData(f"{text[:100]!r} is not a CID")
         except ValueError as error:
             raise MalformedData(f"{text[:100]!r} is not a CID: {error}") from None
-        raise MalformedData(f"{text[:100]!r} is not a CID")
+        cid = cls.decode(raw)
+        if cid.version == 0:
+            raise MalformedData(f"{text[:100]!r} is a CIDv0 behind a multibase letter")
+        return cid
 
     def __bytes__(self) -> bytes:
         if self.version == 0:
@@ -126,25 +139,37 @@ class Cid:
     @property
     def digest(self) -> bytes:
         """The hash itself, without the two numbers before it."""
-        _, position = decode_varint(self.multihash)
-        _, position = decode_varint(self.multihash, position)
-        return self.multihash[position:]
+        return self.multihash[self._head_bytes() :]
 
     @property
     def prefix(self) -> bytes:
         """Version, codec, hash function and digest length, as bitswap sends them beside a block."""
-        digest = self.digest
         if self.version == 0:
             return b"\x00\x70\x12\x20"
-        head = self.multihash[: len(self.multihash) - len(digest)]
-        return b"\x01" + encode_varint(self.codec) + head
+        return b"\x01" + encode_varint(self.codec) + self.multihash[: self._head_bytes()]
+
+    def _head_bytes(self) -> int:
+        """Length of the two numbers before the digest."""
+        if self.multihash[:2] == _SHA2_256_HEAD:
+            return 2
+        _, position = decode_varint(self.multihash)
+        return decode_varint(self.multihash, position)[1]
 
     def matches(self, data: bytes | bytearray | memoryview) -> bool:
-        """Whether *data* hashes to this CID. False too for a hash function we do not know."""
+        """Whether *data* hashes to this CID. False too for a hash function we do not know, or a shortened hash."""
         code = self.hash_code
-        if code == IDENTITY:
-            return self.digest == bytes(data)
+        if code == SHA2_256:
+            return hashlib.sha256(data).digest() == self.digest
+        if code == SHA2_512:
+            return hashlib.sha512(data).digest() == self.digest
         if code == BLAKE2B_256:
-            return self.digest == hashlib.blake2b(data, digest_size=32).digest()
-        known = _HASHERS.get(code)
-        return known is not None and self.digest == hashlib.new(known[0], data).digest()
+            return hashlib.blake2b(data, digest_size=32).digest() == self.digest
+        return code == IDENTITY and data == self.digest
+
+
+def _decode_minimal(raw: bytes | memoryview, offset: int) -> tuple[int, int]:
+    """A varint in its one shortest form: a longer one would give the same CID a second spelling."""
+    value, end = decode_varint(raw, offset)
+    if end - offset > 1 and raw[end - 1] == 0:
+        raise MalformedData("varint with needless bytes in a CID")
+    return value, end

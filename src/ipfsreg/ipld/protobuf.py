@@ -14,6 +14,8 @@ from ipfsreg.ipld.varint import decode_varint, encode_varint
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
+MAX_FIELD_NUMBER = (1 << 29) - 1
+
 FieldValue = int | memoryview
 
 
@@ -21,15 +23,15 @@ def read_fields(data: bytes | bytearray | memoryview) -> Iterator[tuple[int, Fie
     """Yield (field number, value) in order: an int for numbers, a slice of *data* for bytes and messages.
 
     Raises:
-        MalformedData: a length that points past the end, a group, or field number 0.
+        MalformedData: a length that points past the end, a group, or a field number that cannot be.
     """
     view = memoryview(data)
     position, end = 0, len(view)
     while position < end:
         tag, position = decode_varint(view, position)
         number, kind = tag >> 3, tag & 7
-        if number == 0:
-            raise MalformedData("protobuf field number 0")
+        if not 0 < number <= MAX_FIELD_NUMBER:
+            raise MalformedData(f"protobuf field number {number}")
         if kind == VARINT:
             value, position = decode_varint(view, position)
             yield number, value

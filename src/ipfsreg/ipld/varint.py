@@ -26,6 +26,8 @@ def decode_varint(data: bytes | bytearray | memoryview, offset: int = 0) -> tupl
     Raises:
         MalformedData: truncated, longer than ten bytes, or above 2**64 - 1.
     """
+    if offset < len(data) and data[offset] < 0x80:  # nine of ten in practice
+        return data[offset], offset + 1
     value = shift = 0
     for position in range(offset, min(len(data), offset + MAX_VARINT_BYTES)):
         byte = data[position]

@@ -110,7 +110,12 @@ class BlobUpload(Protocol):
 
 
 class PartialBlob(Protocol):
-    """A blob whose leaves are arriving from peers, in any order."""
+    """A blob whose blocks are arriving from peers, in any order. Its DAG becomes known as inner nodes come in.
+
+    What has come is served through the Blockstore at once, leaves and inner nodes alike. The one who fetches asks
+    `wanted`, gives each block to `put`, and calls `complete` when nothing is wanted any more; any number of readers
+    use `wait_range` and `read` meanwhile. Roots of every UnixFS profile are taken.
+    """
 
     @property
     def digest(self) -> Digest:
@@ -121,21 +126,33 @@ class PartialBlob(Protocol):
         """Bytes of the whole blob."""
 
     @property
-    def leaves(self) -> Sequence[Cid]:
-        """Every leaf in order, as far as inner nodes are known. Grows until `leaves_known`."""
+    def root(self) -> Cid:
+        """The root of the DAG it arrives by."""
 
     @property
-    def missing(self) -> int:
-        """How many leaves are not here yet."""
+    def missing_bytes(self) -> int:
+        """Content bytes that are not here yet."""
 
-    def has_leaf(self, index: int) -> bool:
-        """Whether leaf *index* is here."""
+    def wanted(self, start: int = 0, end: int | None = None, limit: int | None = None) -> list[Cid]:
+        """The blocks still needed for the bytes [start, end), in file order, each once, at most *limit*.
 
-    def leaf_range(self, index: int) -> tuple[int, int]:
-        """The byte range [start, end) of leaf *index* in the blob."""
+        Leaves that are missing, and inner nodes below which nothing is known yet: ask again when they have come.
+        Empty exactly when every byte of the range is here.
+        """
 
-    async def put_leaf(self, index: int, block: Block) -> None:
-        """Take one verified leaf; it can be read and served from now on. Durable only with `complete`."""
+    async def put(self, block: Block) -> None:
+        """Take one verified block; its bytes can be read and served from now on. Durable only with `complete`.
+
+        A block that is not wanted (any more) changes nothing.
+
+        Raises:
+            DigestMismatch: the block does not fit the DAG of a file of `size` bytes, so the root is not that of the
+                blob. All of it is thrown away.
+            StoreFull: the block is still wanted.
+        """
+
+    def has_range(self, start: int, end: int) -> bool:
+        """Whether every byte of [start, end) is here."""
 
     async def wait_range(self, start: int, end: int) -> None:
         """Return when every byte of [start, end) is here.
@@ -148,14 +165,14 @@ class PartialBlob(Protocol):
         """Bytes [start, end), all of them here already."""
 
     async def complete(self) -> BlobInfo:
-        """With every leaf here: check the OCI digest and publish the blob, durably.
+        """With nothing wanted any more: check the OCI digest and publish the blob, durably. May be called again.
 
         Raises:
-            DigestMismatch: the DAG is not the blob; all of it is thrown away.
+            DigestMismatch: the DAG is not the blob; all of it is thrown away, and waiting readers fail with the same.
         """
 
     async def abandon(self) -> None:
-        """Keep what is here for a later attempt, and let waiting readers fail."""
+        """Keep what is here for a later `open_partial`, go on serving it, and let waiting readers fail. Idempotent."""
 
 
 class BlobStore(Protocol):
@@ -174,17 +191,45 @@ class BlobStore(Protocol):
             BlobUnknown, or SizeInvalid where it is larger than *max_bytes*.
         """
 
-    async def create_upload(self) -> BlobUpload:
-        """Begin an upload."""
+    async def create_upload(self, algorithm: str = "sha256") -> BlobUpload:
+        """Begin an upload. *algorithm* is that of the digest expected at `commit`; another one costs a second pass."""
 
     async def resume_upload(self, upload_id: str) -> BlobUpload:
-        """An upload begun before, also before a restart. Raises UploadUnknown."""
+        """An upload begun before, also before a restart, at the offset its bytes have. Raises UploadUnknown."""
+
+    async def expire_uploads(self, older_than_s: float) -> int:
+        """Throw away uploads that nobody has written to for *older_than_s* seconds; return how many."""
+
+    async def open_partial(self, digest: Digest, size: int, root: Cid) -> PartialBlob:
+        """Begin the arrival of a blob that is not here, or take it up again where it stopped, also after a restart.
+
+        While it arrives, every caller gets the same object. What lies on disk from before a restart is hashed again
+        first, about a second for each GiB. A blob that was under way by another root begins anew once it is abandoned.
+
+        Raises:
+            StoreFull: *size* bytes do not fit.
+            StoreError: it is arriving by another root now.
+        """
+
+    def partials(self) -> Iterable[BlobInfo]:
+        """Every blob that has begun to arrive and is not whole, also from before a restart."""
+
+    async def drop_partial(self, digest: Digest) -> None:
+        """Throw away what has arrived of a blob; waiting readers fail. Unknown digests are fine."""
 
     async def put_whole(self, data: bytes, digest: Digest | None = None) -> BlobInfo:
         """Store a small blob in one durable step. Raises DigestMismatch if *digest* is given and does not fit."""
 
     async def delete(self, digest: Digest) -> None:
         """Delete the blob, its file and its leaves. Raises BlobUnknown."""
+
+    async def verify(self, digest: Digest) -> None:
+        """Hash the blob's file again.
+
+        Raises:
+            BlobUnknown.
+            StoreDamaged: the blob is not counted as whole any more; `open_partial` keeps what is still good of it.
+        """
 
     def blobs(self) -> Iterable[BlobInfo]:
         """Every whole blob, by digest."""

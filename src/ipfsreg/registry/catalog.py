@@ -25,7 +25,7 @@ from typing import Any
 
 import cbor2
 
-from ipfsreg.errors import MalformedData
+from ipfsreg.errors import DigestInvalid, MalformedData
 from ipfsreg.ipld.cid import RAW, Cid
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName, Tag
@@ -125,7 +125,10 @@ def _load_digest(value: object) -> Digest:
     if isinstance(value, bytes) and len(value) == 32:
         return Digest("sha256", value.hex())
     if isinstance(value, str):
-        return Digest.parse(value)
+        try:
+            return Digest.parse(value)
+        except DigestInvalid as error:
+            raise MalformedData(str(error)) from None
     raise MalformedData("record without a digest")
 
 
@@ -137,6 +140,12 @@ def _load_size(value: object) -> int:
     if isinstance(value, int) and 0 <= value < 1 << 50:
         return value
     raise MalformedData(f"size {value!r}")
+
+
+def _load_time(value: object) -> int:
+    if isinstance(value, int) and 0 <= value < 1 << 60:
+        return value
+    raise MalformedData(f"time {value!r}")
 
 
 def _load_text(value: object) -> str:
@@ -177,7 +186,7 @@ class TagRecord:
     def decode(cls, data: bytes) -> TagRecord:
         """Raises MalformedData."""
         record = _load(data)
-        return cls(_load_digest(record.get("d")), _load_size(record.get("w")), _load_peer(record.get("p")))
+        return cls(_load_digest(record.get("d")), _load_time(record.get("w")), _load_peer(record.get("p")))
 
 
 def _load_peer(value: object) -> PeerId:

@@ -1,0 +1,99 @@
+"""Which blobs a repository may serve.
+
+A blob belongs to a repository once a manifest of it has been pushed there: that link is replicated. Between the push
+of a blob and of its manifest the link is pending: local, durable, and gone when the manifest makes it real. So upload
+state never enters the name store, and a blob of one repository stays invisible in another.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from ipfsreg.blockstore.interface import BlobInfo
+from ipfsreg.crdt.interface import Names
+from ipfsreg.database import Database
+from ipfsreg.ipld.cid import Cid
+from ipfsreg.oci.digest import Digest
+from ipfsreg.oci.names import RepositoryName
+from ipfsreg.registry import catalog
+from ipfsreg.registry.catalog import LinkRecord, ManifestRecord
+
+_TABLES = (
+    """
+    CREATE TABLE pending_links (
+        repository TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        root BLOB NOT NULL,
+        since INTEGER NOT NULL,
+        PRIMARY KEY (repository, digest)
+    ) WITHOUT ROWID
+    """,
+)
+
+
+class Links:
+    """Links of all repositories, replicated and pending."""
+
+    def __init__(self, database: Database, names: Names) -> None:
+        self._database = database
+        self._names = names
+
+    @classmethod
+    async def open(cls, database: Database, names: Names) -> Links:
+        """Bring the table up to date and return the links."""
+        await database.prepare("registry", _TABLES)
+        return cls(database, names)
+
+    def find(self, repository: RepositoryName, digest: Digest) -> LinkRecord | None:
+        """What *repository* may serve under *digest*: a linked blob, one of its manifests, or a pending blob.
+
+        Raises:
+            MalformedData: a replicated record that cannot be read.
+        """
+        return self.replicated(repository, digest) or self._pending(repository, digest)
+
+    def replicated(self, repository: RepositoryName, digest: Digest) -> LinkRecord | None:
+        """The link that every node sees, or None. Raises MalformedData."""
+        data = self._names.get(catalog.link_key(repository, digest))
+        if data is not None:
+            return LinkRecord.decode(digest, data)
+        data = self._names.get(catalog.manifest_key(repository, digest))
+        if data is not None:
+            manifest = ManifestRecord.decode(digest, data)
+            return LinkRecord(manifest.size, manifest.root)
+        return None
+
+    def _pending(self, repository: RepositoryName, digest: Digest) -> LinkRecord | None:
+        row = self._database.read(
+            "SELECT size, root FROM pending_links WHERE repository = ? AND digest = ?", (repository, str(digest))
+        ).fetchone()
+        return row and LinkRecord(row[0], Cid.decode(row[1]))
+
+    def has_pending(self, repository: RepositoryName) -> bool:
+        """Whether anything was pushed to *repository* that no manifest has named yet."""
+        row = self._database.read("SELECT 1 FROM pending_links WHERE repository = ? LIMIT 1", (repository,)).fetchone()
+        return row is not None
+
+    async def add_pending(self, repository: RepositoryName, digest: Digest, link: LinkRecord, *, now_s: int) -> None:
+        """Let *repository* serve the blob here until a manifest names it; durable on return."""
+        row = (repository, str(digest), link.size, bytes(link.root), now_s)
+
+        def add(db: sqlite3.Connection) -> None:
+            db.execute("INSERT OR REPLACE INTO pending_links VALUES (?, ?, ?, ?, ?)", row)
+
+        await self._database.write(add)
+
+    async def drop_pending(self, repository: RepositoryName, digests: list[Digest]) -> None:
+        """Forget pending links: a manifest has made them real, or the blob was deleted."""
+        rows = [(repository, str(digest)) for digest in digests]
+
+        def drop(db: sqlite3.Connection) -> None:
+            db.executemany("DELETE FROM pending_links WHERE repository = ? AND digest = ?", rows)
+
+        await self._database.write(drop)
+
+
+def link_of(info: BlobInfo) -> LinkRecord:
+    """The link record of a blob in the store."""
+    return LinkRecord(info.size, info.root)

@@ -1,0 +1,95 @@
+"""Pushes of blobs under way on this node.
+
+An upload ID is `<id of the bytes in the store>.<seal>`. The seal is a MAC over that ID and the repository with a key
+only this node has: an ID used under another repository is simply not known there, and nothing about an upload has
+to be written down beyond its bytes, so sessions outlive a restart without a table of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from dataclasses import dataclass, field
+
+from ipfsreg.blockstore.interface import BlobStore, BlobUpload
+from ipfsreg.errors import UploadInvalid, UploadUnknown
+from ipfsreg.oci.digest import Digest
+from ipfsreg.oci.names import RepositoryName
+from ipfsreg.registry.interface import BlobStat
+from ipfsreg.registry.links import Links, link_of
+
+_SEAL_DIGITS = 32
+
+
+@dataclass(slots=True, eq=False)
+class Upload:
+    """One push of a blob. Keeps the `UploadSession` promises."""
+
+    id: str
+    repository: RepositoryName
+    _bytes: BlobUpload
+    _uploads: Uploads = field(repr=False)
+
+    @property
+    def offset(self) -> int:
+        return self._bytes.offset
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        await self._bytes.write(data)
+
+    async def finish(self, digest: Digest) -> BlobStat:
+        info = await self._bytes.commit(digest)
+        await self._uploads.publish(self.repository, digest)
+        return BlobStat(digest, info.size, info.root)
+
+    async def cancel(self) -> None:
+        await self._bytes.abort()
+
+
+class Uploads:
+    """All of them."""
+
+    def __init__(self, blobs: BlobStore, links: Links, secret: bytes) -> None:
+        """*secret*: 32 bytes that stay the same across restarts and leave this node never."""
+        self._blobs = blobs
+        self._links = links
+        self._secret = secret
+        self._held: set[str] = set()
+
+    async def start(self, repository: RepositoryName) -> Upload:
+        """Begin a push; the caller holds it until `release`."""
+        received = await self._blobs.create_upload()
+        upload = Upload(f"{received.id}.{self._seal(received.id, repository)}", repository, received, self)
+        self._held.add(upload.id)
+        return upload
+
+    async def resume(self, repository: RepositoryName, upload_id: str) -> Upload:
+        """Hold a push begun before. Raises UploadUnknown, UploadInvalid (held by another request)."""
+        stored_id, _, seal = upload_id.partition(".")
+        if not hmac.compare_digest(seal.encode(), self._seal(stored_id, repository).encode()):
+            raise UploadUnknown(f"no upload {upload_id[:100]!r} in {repository}")
+        if upload_id in self._held:
+            raise UploadInvalid("another request is using this upload now")
+        self._held.add(upload_id)
+        try:
+            received = await self._blobs.resume_upload(stored_id)
+        except BaseException:  # whatever stopped it, cancellation too: the upload is not held
+            self._held.discard(upload_id)
+            raise
+        return Upload(upload_id, repository, received, self)
+
+    def release(self, upload_id: str) -> None:
+        """The request that held it is over."""
+        self._held.discard(upload_id)
+
+    async def publish(self, repository: RepositoryName, digest: Digest) -> None:
+        """Let *repository* serve a blob that is whole in the store."""
+        info = self._blobs.stat(digest)
+        assert info is not None
+        if self._links.replicated(repository, digest) is None:
+            await self._links.add_pending(repository, digest, link_of(info), now_s=int(time.time()))
+
+    def _seal(self, stored_id: str, repository: RepositoryName) -> str:
+        text = f"{stored_id}\n{repository}".encode()
+        return hmac.new(self._secret, text, hashlib.sha256).hexdigest()[:_SEAL_DIGITS]

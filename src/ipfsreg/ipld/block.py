@@ -30,3 +30,12 @@ class Block:
         if not cid.matches(data):
             raise BlockCorrupt(f"{len(data)} bytes do not hash to {cid}")
         return cls(cid, data)
+
+    @classmethod
+    def under(cls, prefix: bytes, data: bytes | memoryview) -> Block:
+        """Name *data* from outside by hashing it: *prefix* is its CID without the digest (`Cid.prefix`).
+
+        Raises:
+            MalformedData: no CID begins like that, or with a hash function we do not know.
+        """
+        return cls(Cid.under(prefix, data), data)

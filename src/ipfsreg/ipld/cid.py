@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import base58
@@ -27,6 +28,14 @@ MAX_CID_CHARACTERS = 1 + 2 * MAX_CID_BYTES
 
 _SHA2_256_HEAD = b"\x12\x20"
 """sha2-256 with all its 32 bytes: nearly every multihash there is."""
+
+
+_HASHERS: dict[int, tuple[int, Callable[[bytes | memoryview], bytes]]] = {
+    SHA2_256: (32, lambda data: hashlib.sha256(data).digest()),
+    SHA2_512: (64, lambda data: hashlib.sha512(data).digest()),
+    BLAKE2B_256: (32, lambda data: hashlib.blake2b(data, digest_size=32).digest()),
+}
+"""Hash function -> digest length, and the hash of some bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,24 @@ class Cid:
     def from_sha256(cls, codec: int, digest: bytes) -> Cid:
         """The CIDv1 of content whose sha2-256 is already known, 32 bytes."""
         return cls(1, codec, b"\x12\x20" + digest)
+
+    @classmethod
+    def under(cls, prefix: bytes, data: bytes | memoryview) -> Cid:
+        """The CID of *data* that begins with *prefix*: version, codec, hash function and digest length.
+
+        Raises:
+            MalformedData: not such a prefix, or a hash function we do not know.
+        """
+        if prefix == b"\x00\x70\x12\x20":
+            return cls(0, DAG_PB, _SHA2_256_HEAD + hashlib.sha256(data).digest())
+        version, position = _decode_minimal(prefix, 0)
+        codec, start = _decode_minimal(prefix, position)
+        code, position = _decode_minimal(prefix, start)
+        length, end = _decode_minimal(prefix, position)
+        hasher = _HASHERS.get(code)
+        if version != 1 or end != len(prefix) or hasher is None or length != hasher[0]:
+            raise MalformedData(f"{prefix[:64].hex()} is not the prefix of a CID that can be checked")
+        return cls(1, codec, prefix[start:] + hasher[1](data))
 
     @classmethod
     def decode(cls, raw: bytes | memoryview) -> Cid:

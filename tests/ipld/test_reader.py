@@ -159,19 +159,16 @@ def test_missing_filesize_and_tsize_are_made_up_for() -> None:
 
 
 def test_a_block_in_many_places_is_looked_at_once() -> None:
-    # A few kilobytes a level, and eight levels: 180**8 times the same byte.
-    level, size, blocks = Block.of(b"\x00"), 1, {}
-    for _ in range(8):
+    # A few kilobytes a level, and five levels: 180**5 times the same mebibyte.
+    level, size, blocks = Block.of(bytes(1 << 20)), 1 << 20, {}
+    for _ in range(5):
         level = node(*[(level, size)] * 180)
         size *= 180
         blocks[level.cid] = level
     reader = Reader(level.cid)
     (piece,) = pieces(reader, blocks, size // 2, size // 2 + 1)
     assert piece.start == size // 2
-    assert reader.size == 180**8
-
-
-# ---------------------------------------------------------------- what it refuses
+    assert reader.size == 180**5 << 20
 
 
 def read_all(*blocks: Block) -> None:
@@ -284,14 +281,20 @@ def test_nesting_is_bounded() -> None:
     refuses(*chain)
 
 
-def test_a_file_cut_into_crumbs_is_refused_before_its_links_fill_the_memory() -> None:
-    crumbs = [[(Block.of(b"%c%c%c" % (tree, *divmod(leaf, 100))), 3) for leaf in range(10_000)] for tree in range(2)]
-    first, second = (node(*leaves) for leaves in crumbs)
-    read_all(*(block for block, _ in crumbs[0]), first)
-    with pytest.raises(MalformedData, match="too many pieces"):
-        read_all(
-            *(block for leaves in crumbs for block, _ in leaves), first, second, node((first, 30_000), (second, 30_000))
-        )
+def test_a_file_cut_into_crumbs_is_refused() -> None:
+    crumb = Block.of(b"xyz")
+    few = node(*[(crumb, 3)] * 10_000)
+    read_all(crumb, few)
+    many = node(*[(few, 30_000)] * 1_000)
+    with pytest.raises(MalformedData, match="cuts 30000 bytes into 10000 pieces"):
+        read_all(crumb, few, many)
+
+
+def test_a_short_end_behind_large_leaves_is_no_crumb() -> None:
+    leaf, end = Block.of(bytes(1 << 20)), Block.of(b"x")
+    full, tail = node(*[(leaf, 1 << 20)] * 1024), node((leaf, 1 << 20), (end, 1))
+    read_all(leaf, end, full, tail, node((full, 1 << 30), (tail, (1 << 20) + 1)))
+    read_all(leaf, end, full, lone := node((end, 1)), node((full, 1 << 30), (lone, 1)))
 
 
 def test_a_leaf_of_another_length_than_its_parent_says_is_refused() -> None:

@@ -11,7 +11,7 @@ fifty, and WAL readers never wait for the writer.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +27,33 @@ T = TypeVar("T")
 MAX_GROUP = 512
 """Writes in one transaction at the most, so that the first of them does not wait for a whole flood."""
 
-_FULL = {"SQLITE_FULL", "SQLITE_IOERR_WRITE"}
-_DAMAGED = {"SQLITE_CORRUPT", "SQLITE_NOTADB"}
+MAX_WAL_BYTES = 64 * 1024 * 1024
+"""What the write-ahead log is cut back to after a transaction that needed more."""
+
+_FULL = {"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"}
+_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+
+
+class Rows(Iterator[tuple[Any, ...]]):
+    """The rows of one SELECT, all of them fetched already.
+
+    Not a cursor: an unfinished cursor would hold the snapshot it began with, and every other read of this process
+    would silently go on seeing that until it is exhausted.
+    """
+
+    def __init__(self, rows: list[tuple[Any, ...]]) -> None:
+        self._rows = iter(rows)
+
+    def __next__(self) -> tuple[Any, ...]:
+        return next(self._rows)
+
+    def fetchone(self) -> Any:
+        """The next row, a tuple, or None behind the last."""
+        return next(self._rows, None)
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        """All rows that were not taken yet."""
+        return list(self._rows)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,32 +68,51 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._writer = _connect(path)
-        self._reader = _connect(path)
+        try:
+            self._reader = _connect(path)
+        except sqlite3.Error:
+            self._writer.close()
+            raise
         self._reader.execute("PRAGMA query_only = 1")
         self._waiting: list[_Write[Any]] = []
         self._wake = trio.Event()
         self._closing = False
 
-    def read(self, sql: str, parameters: Sequence[object] = ()) -> sqlite3.Cursor:
-        """Run one SELECT on what is committed. For point lookups and bounded scans: it runs on the trio thread."""
-        return self._reader.execute(sql, parameters)
+    def read(self, sql: str, parameters: Sequence[object] = ()) -> Rows:
+        """Run one SELECT on what is committed. For point lookups and bounded scans: it runs on the trio thread.
+
+        Raises:
+            StoreDamaged, StoreError.
+        """
+        try:
+            return Rows(self._reader.execute(sql, parameters).fetchall())
+        except sqlite3.Error as error:
+            raise _named(error) from error
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run *work* in the writer thread inside a transaction; on return its effect survives a power cut.
 
-        *work* must not commit. What it raises comes out here, after its changes were undone.
+        *work* must not commit. What it raises comes out here, after its changes were undone. Writes run in the order
+        in which they were asked for.
 
         Raises:
-            StoreFull: no room on the disk; nothing was written.
+            StoreFull: no room on the disk; nothing was written. Others in the same transaction may fail with it.
+            StoreDamaged, StoreError: nothing was written.
 
-        Cancelled: all or nothing; *work* may still run.
+        Cancelled: all or nothing. *work* does not run if the writer had not come to it, and may still be running if
+        it had.
         """
         if self._closing:
             raise StoreError("the database is closing")
         write = _Write(work)
         self._waiting.append(write)
         self._wake.set()
-        await write.done.wait()
+        try:
+            await write.done.wait()
+        except trio.Cancelled:
+            if write in self._waiting:
+                self._waiting.remove(write)
+            raise
         assert write.result is not None
         result: T = write.result.unwrap()
         return result
@@ -89,42 +133,37 @@ class Database:
             if done > len(steps):
                 raise StoreError(f"the datastore was written by a newer ipfsreg ({part} step {done})")
             for step in steps[done:]:
-                for statement in filter(str.strip, step.split(";")):
+                for statement in _statements(step):
                     db.execute(statement)
             db.execute("INSERT OR REPLACE INTO parts VALUES (?, ?)", (part, len(steps)))
 
         await self.write(migrate)
 
     async def _write_all(self) -> None:
-        while not (self._closing and not self._waiting):
+        """Serve writes until closing, and those that are waiting then. Not to be cancelled."""
+        # Its own thread slot: forty slow file reads elsewhere must not keep the disk from committing.
+        thread = trio.CapacityLimiter(1)
+        while True:
             if not self._waiting:
+                if self._closing:
+                    return
+                self._wake = trio.Event()
                 await self._wake.wait()
-            self._wake = trio.Event()
-            group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
-            if not group:
                 continue
-            with trio.CancelScope(shield=True):
-                results = await trio.to_thread.run_sync(self._run_group, group)
+            group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
+            results = await trio.to_thread.run_sync(self._run_group, group, limiter=thread)
             for write, result in zip(group, results, strict=True):
                 write.result = result
                 write.done.set()
 
     def _run_group(self, group: list[_Write[Any]]) -> list[outcome.Value[Any] | outcome.Error]:
         db = self._writer
-        results: list[outcome.Value[Any] | outcome.Error] = []
         try:
             db.execute("BEGIN IMMEDIATE")
-            for write in group:
-                db.execute("SAVEPOINT one")
-                result = outcome.capture(write.work, db)
-                if isinstance(result, outcome.Error):
-                    if isinstance(result.error, sqlite3.Error):
-                        result = outcome.Error(_named(result.error))
-                    db.execute("ROLLBACK TO one")
-                db.execute("RELEASE one")
-                results.append(result)
+            results = [_run_one(db, write.work) for write in group]
             db.execute("COMMIT")
         except sqlite3.Error as error:
+            # Nothing of the group remains, and whoever thinks it succeeded must learn that.
             if db.in_transaction:
                 db.execute("ROLLBACK")
             return [outcome.Error(_named(error)) for _ in group]
@@ -135,14 +174,50 @@ class Database:
         self._writer.close()
 
 
+def _run_one(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> outcome.Value[T] | outcome.Error:
+    """Run *work* in a savepoint. Raises sqlite3.Error only if the whole transaction is lost."""
+    db.execute("SAVEPOINT one")
+    result: outcome.Value[T] | outcome.Error = outcome.capture(work, db)
+    if isinstance(result, outcome.Error):
+        error = result.error
+        if isinstance(error, sqlite3.Error):
+            # On some errors, a full disk first of all, SQLite itself rolls back everything, savepoints too.
+            if not db.in_transaction:
+                raise error
+            result = outcome.Error(_named(error))
+        db.execute("ROLLBACK TO one")
+    db.execute("RELEASE one")
+    return result
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of *script*; a semicolon inside a string or a trigger ends none."""
+    statement = ""
+    for piece in script.split(";"):
+        statement += piece + ";"
+        if sqlite3.complete_statement(statement):
+            if statement.strip(" \n\t;"):
+                yield statement
+            statement = ""
+    if statement.strip(" \n\t;"):
+        yield statement
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
-    db.execute("PRAGMA journal_mode = WAL")
-    # FULL: the WAL is fsynced at every commit, which is what "acknowledged means durable" asks for.
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("PRAGMA busy_timeout = 10000")
-    db.execute("PRAGMA cache_size = -8192")
-    db.execute("PRAGMA temp_store = MEMORY")
+    try:
+        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise sqlite3.OperationalError(f"no write-ahead log on this file system, only {mode!r}")
+        # FULL: the WAL is fsynced at every commit, which is what "acknowledged means durable" asks for.
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA busy_timeout = 10000")
+        db.execute("PRAGMA cache_size = -8192")
+        db.execute("PRAGMA temp_store = MEMORY")
+        db.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
+    except sqlite3.Error:
+        db.close()
+        raise
     return db
 
 
@@ -150,27 +225,37 @@ def _named(error: sqlite3.Error) -> StoreError:
     name = getattr(error, "sqlite_errorname", "")
     if name in _FULL:
         return StoreFull("no room left for the database")
-    if name in _DAMAGED:
+    if name.startswith(_DAMAGED):
         return StoreDamaged(f"the database is damaged: {error}")
-    return StoreError(f"database: {error} ({name})")
+    return StoreError(f"database: {error} ({name})" if name else f"database: {error}")
 
 
 @asynccontextmanager
 async def open_database(path: Path) -> AsyncIterator[Database]:
     """Open or create the database at *path* for as long as the block lasts; waiting writes are finished first.
 
+    Also when the block is cancelled: what it writes while it ends, shielded, is still written.
+
     Raises:
         StoreDamaged: the file is not a database.
+        StoreFull, StoreError: it cannot be opened.
     """
     try:
         database = Database(path)
     except sqlite3.Error as error:
         raise _named(error) from error
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(database._write_all)
-        try:
-            yield database
-        finally:
-            database._closing = True
-            database._wake.set()
-    database._close()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_shielded, database._write_all)
+            try:
+                yield database
+            finally:
+                database._closing = True
+                database._wake.set()
+    finally:
+        database._close()
+
+
+async def _shielded(run: Callable[[], Awaitable[None]]) -> None:
+    with trio.CancelScope(shield=True):
+        await run()

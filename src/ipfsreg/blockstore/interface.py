@@ -209,6 +209,7 @@ class BlobStore(Protocol):
         Raises:
             StoreFull: *size* bytes do not fit.
             StoreError: it is arriving by another root now.
+            DigestMismatch: no file of that size can have that root.
         """
 
     def partials(self) -> Iterable[BlobInfo]:

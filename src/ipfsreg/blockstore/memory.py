@@ -183,17 +183,17 @@ class MemoryPartial:
     def _put(self, block: Block) -> None:
         try:
             placement = self._outline.place(block)
+            for span in placement.spans:
+                self._data[span.start : span.start + len(placement.content)] = placement.content
+            self._outline.settle(placement)
         except MalformedData as error:
             raise self._fail(DigestMismatch(f"root {self.root} does not lead to {self.digest}: {error}")) from None
-        for span in placement.spans:
-            self._data[span.start : span.start + len(placement.content)] = placement.content
-        self._outline.settle(placement)
-        if placement.spans and (placement.leaf or placement.children):
+        if placement.spans and (placement.leaf or placement.is_node):
             self._store._blocks.hold(str(self.digest), [Block(block.cid, bytes(block.data))])
         for span in placement.spans:
             self._waiters.arrived(span.start, span.end)
-        while self._outline.inlined:
-            self._put(self._outline.inlined.pop())
+        while self._outline.inline:
+            self._put(self._outline.inline.pop())
 
     async def wait_range(self, start: int, end: int) -> None:
         await self._waiters.wait(start, end)
@@ -315,9 +315,13 @@ class MemoryBlobStore:
             self._forget_partial(partial)
             partial = None
         if partial is None:
-            partial = self._partials[digest] = MemoryPartial(self, digest, size, root)
-            while partial._outline.inlined:
-                partial._put(partial._outline.inlined.pop())
+            try:
+                partial = MemoryPartial(self, digest, size, root)
+            except MalformedData as error:
+                raise DigestMismatch(f"root {root} does not lead to {digest}: {error}") from None
+            self._partials[digest] = partial
+            while partial._outline.inline:
+                partial._put(partial._outline.inline.pop())
         partial.take_up()
         return partial
 

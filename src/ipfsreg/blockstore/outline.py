@@ -1,11 +1,9 @@
-"""What is known of a DAG while its blocks arrive: which bytes are here, and which blocks bring the others.
+"""What is here of a file while its blocks arrive, and which blocks bring the rest.
 
-Pure. Only what is missing is kept, as a sorted list of spans: each is a stretch of the file and the one block that
-brings it. A leaf that comes removes its span; an inner node replaces its span by those of its children. So the list
-shrinks as the file grows, a range is whole when no span touches it, and one block may stand for many spans (a run of
-zeros is the same leaf again and again).
-
-Nothing an inner node claims is believed beyond its parent's claim: the sizes of the children must add up to the span.
+Pure. `ipld.reader` knows what a DAG says and checks it; this keeps, beside it, the stretches of the file that are
+missing, in order, each with the block that brings it. A leaf that comes removes its stretches; an inner node replaces
+its own by those of its children. So the list shrinks as the file grows, a range is whole when no missing stretch
+touches it, and one block may stand for many (a run of zeros is the same leaf again and again).
 """
 
 from __future__ import annotations
@@ -15,25 +13,18 @@ from dataclasses import dataclass
 
 from ipfsreg.errors import MalformedData
 from ipfsreg.ipld.block import Block
-from ipfsreg.ipld.cid import DAG_PB, IDENTITY, RAW, Cid
-from ipfsreg.ipld.dag_pb import PBNode
-from ipfsreg.ipld.unixfs import UnixfsNode, UnixfsType, leaf_frame
-
-MAX_DEPTH = 16
-"""Deeper DAGs are refused; balanced layouts of real files have at most four levels."""
-
-MAX_SPANS = 1 << 20
-"""DAGs of more blocks are refused: 256 GiB in leaves of 256 KiB, 1 TiB in ours."""
+from ipfsreg.ipld.cid import RAW, Cid
+from ipfsreg.ipld.reader import Reader, content_of, inline_block
+from ipfsreg.ipld.unixfs import leaf_frame
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """The content bytes [start, end), which the block *cid* brings."""
+class Missing:
+    """The content bytes [start, end) are not here; *cid* brings them, or says which blocks do."""
 
+    cid: Cid
     start: int
     end: int
-    cid: Cid
-    depth: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,34 +55,39 @@ class Placement:
     """What one block means for the file. Made by `Outline.place`, taken in by `Outline.settle`."""
 
     block: Block
-    spans: tuple[Span, ...]
+    spans: tuple[Missing, ...]
     """Those the block was awaited for. Empty: nobody waits for it."""
     content: bytes | memoryview
     """Content bytes of the block itself; they belong at the start of each span."""
     leaf: Leaf | None
     """Set if the block can be made again from the file."""
-    children: tuple[tuple[Cid, int], ...]
-    """Of an inner node: each child and its content bytes."""
+
+    @property
+    def is_node(self) -> bool:
+        """Whether the block only says where the content is."""
+        return not self.content and any(span.start < span.end for span in self.spans)
 
 
 class Outline:
     """A file of known size and root, of which blocks have come or not."""
 
     def __init__(self, root: Cid, size: int) -> None:
+        """Nothing is here yet. Raises MalformedData: *root* cannot be a file of *size* bytes."""
         self.root = root
         self.size = size
         self.leaves: dict[bytes, Leaf] = {}
         """Multihash -> where in the file, of leaves that are here."""
         self.nodes: dict[bytes, Block] = {}
         """Multihash -> block, of inner nodes that are here."""
-        self.inlined: list[Block] = []
-        """Blocks that are awaited and came inside their own CID (identity multihash). Place them like any other."""
+        self.inline: list[Block] = []
+        """Blocks that are awaited and came inside their own CID. Place them like others; never ask peers for them."""
         self.missing_bytes = size
-        self._missing: list[Span] = []
+        self._reader = Reader(root, size=size)
+        self._missing: list[Missing] = []
         self._starts: list[int] = []
-        self._by_hash: dict[bytes, list[Span]] = {}
-        self._spans_seen = 0
-        self._insert(0, [Span(0, size, root, 0)])
+        self._by_hash: dict[bytes, list[Missing]] = {}
+        # The reader covers nothing of an empty file, but its root has to come.
+        self._insert(0, self._uncovered(0, size) if size else [Missing(root, 0, 0)])
 
     @property
     def is_whole(self) -> bool:
@@ -128,51 +124,37 @@ class Outline:
         return index
 
     def place(self, block: Block) -> Placement:
-        """Work out where *block* belongs. Changes nothing, so that its content can be written first.
+        """Work out where *block* belongs. What is missing stays so, until its content is written and `settle` called.
 
         Raises:
             MalformedData: it does not fit where it is named, so this is not the DAG of a file of that size.
         """
         spans = tuple(self._by_hash.get(block.cid.multihash, ()))
         if not spans:
-            return Placement(block, (), b"", None, ())
+            return Placement(block, (), b"", None)
         first = spans[0]
-        if any(span.end - span.start != first.end - first.start or span.cid.codec != first.cid.codec for span in spans):
-            raise MalformedData(f"the DAG gives different sizes for block {first.cid}")
-        length = first.end - first.start
+        if any(span.cid != first.cid for span in spans):
+            raise MalformedData(f"block {first.cid} is named as {spans[-1].cid} too")
+        block = Block(first.cid, block.data)  # who sent it may have named it by another codec
         if first.cid.codec == RAW:
-            if len(block.data) != length:
-                raise MalformedData(f"leaf {first.cid} has {len(block.data)} bytes, its parent says {length}")
-            return Placement(block, spans, block.data, Leaf(first.start, length, framed=False), ())
-        if first.cid.codec != DAG_PB:
-            raise MalformedData(f"block {first.cid} of codec {first.cid.codec:#x} in a file")
-        return self._place_node(block, spans, length)
-
-    def _place_node(self, block: Block, spans: tuple[Span, ...], length: int) -> Placement:
-        node = PBNode.decode(block.data)
-        message = UnixfsNode.decode(node.data if node.data is not None else b"")
-        if message.type not in (UnixfsType.FILE, UnixfsType.RAW):
-            raise MalformedData(f"block {block.cid} is a UnixFS {message.type.name}, not a file")
-        if len(node.links) != len(message.blocksizes):
-            raise MalformedData(f"node {block.cid} has {len(node.links)} links, {len(message.blocksizes)} block sizes")
-        total = len(message.data) + sum(message.blocksizes)
-        if total != length or message.filesize not in (None, length):
-            raise MalformedData(f"node {block.cid} has {total} bytes below it, its parent says {length}")
-        if node.links and spans[0].depth >= MAX_DEPTH:
-            raise MalformedData(f"the DAG is deeper than {MAX_DEPTH}")
-        if self._spans_seen + len(spans) * len(node.links) > MAX_SPANS:
-            raise MalformedData(f"the DAG has more than {MAX_SPANS} blocks")
+            if any(len(block.data) != span.end - span.start for span in spans):
+                raise MalformedData(f"leaf {first.cid} has {len(block.data)} bytes, its parent says otherwise")
+            return Placement(block, spans, block.data, Leaf(first.start, len(block.data), framed=False))
+        self._reader.receive(block)
+        content = content_of(block)
         leaf = None
-        if not node.links:
-            head, tail = leaf_frame(length)
-            if len(block.data) == len(head) + length + len(tail) and bytes(block.data[: len(head)]) == head:
-                leaf = Leaf(spans[0].start, length, framed=True)
-        # A child without content brings no byte of the file: it is not fetched.
-        children = tuple((link.cid, size) for link, size in zip(node.links, message.blocksizes, strict=True) if size)
-        return Placement(block, spans, message.data, leaf, children)
+        if len(content) == first.end - first.start:
+            head, tail = leaf_frame(len(content))
+            if len(block.data) == len(head) + len(content) + len(tail) and block.data[: len(head)] == head:
+                leaf = Leaf(first.start, len(content), framed=True)
+        return Placement(block, spans, content, leaf)
 
     def settle(self, placement: Placement) -> None:
-        """Count what `place` found as here, its content now being in the file. Again is fine."""
+        """Count what `place` found as here, its content now being in the file. Again is fine.
+
+        Raises:
+            MalformedData: the DAG is nested too deep.
+        """
         key = placement.block.cid.multihash
         # Since `place`, another node may have named the same block for more spans: those stay missing, their bytes were
         # not written. And the same block may have come twice.
@@ -186,31 +168,36 @@ class Outline:
             return
         if placement.leaf is not None:
             self.leaves[key] = placement.leaf
-        elif placement.children and not placement.content:
-            # One with content of its own would be kept twice. No importer in use writes such a node, and peers can do
+        elif placement.is_node:
+            # A node with content of its own would be kept twice. No importer in use writes one, and peers can do
             # without it from us.
-            self.nodes[key] = Block(done[0].cid, bytes(placement.block.data))
+            self.nodes[key] = Block(placement.block.cid, bytes(placement.block.data))
         for span in done:
-            self._replace(span, placement)
+            self._replace(span, len(placement.content))
 
-    def _replace(self, span: Span, placement: Placement) -> None:
+    def _replace(self, span: Missing, written: int) -> None:
+        """The first *written* bytes of *span* are here, and the reader knows where the others are."""
         index = bisect_left(self._starts, span.start)
         del self._starts[index]
         del self._missing[index]
-        self.missing_bytes -= len(placement.content)
-        position = span.start + len(placement.content)
-        children: list[Span] = []
-        for cid, size in placement.children:
-            children.append(Span(position, position + size, cid, span.depth + 1))
-            position += size
-        self._insert(index, children)
+        self.missing_bytes -= written
+        if span.start + written < span.end:
+            self._insert(index, self._uncovered(span.start + written, span.end))
 
-    def _insert(self, index: int, spans: list[Span]) -> None:
+    def _uncovered(self, start: int, end: int) -> list[Missing]:
+        """Every block of [start, end), which begins and ends at the edge of blocks."""
+        return [
+            Missing(part.cid, part.start, end if part.end is None else part.end)
+            for part in self._reader.cover(start, end)
+        ]
+
+    def _insert(self, index: int, spans: list[Missing]) -> None:
         self._missing[index:index] = spans
         self._starts[index:index] = [span.start for span in spans]
-        self._spans_seen += len(spans)
         for span in spans:
             awaited = self._by_hash.setdefault(span.cid.multihash, [])
-            if not awaited and span.cid.multihash[0] == IDENTITY:
-                self.inlined.append(Block(span.cid, span.cid.digest))
+            if not awaited:
+                inline = inline_block(span.cid)
+                if inline is not None:
+                    self.inline.append(inline)
             awaited.append(span)

@@ -1,0 +1,478 @@
+"""One client connection: requests in, responses out, one after the other.
+
+Works on the plain non-blocking socket and waits with trio only where the kernel has nothing: a trio stream would turn
+the scheduler for every call, which at ten thousand requests a second is most of the time, and `sendfile` needs the
+descriptor anyway (docs/decisions/0040).
+
+Who may wait for whom, and how long:
+- for a head: `idle_timeout_s` for its first byte, then `head_timeout_s` for all of it;
+- for a body, and for the client to take a response: as long as `progress_bytes` pass in every `progress_timeout_s`
+  spent waiting; time the handler takes is not the client's;
+- the handler: as long as it likes. Its own waits are bounded below.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from email.utils import formatdate
+from enum import Enum, auto
+from typing import Protocol
+
+import trio
+
+from ipfsreg.http.body import ChunkedBody, FixedBody
+from ipfsreg.http.head import Head, HeadParser
+from ipfsreg.http.request import ClientGone, ClientSilent, Request, RequestRefused
+from ipfsreg.http.responses import FileBody, Response, StreamBody, encode_head
+
+logger = logging.getLogger(__name__)
+access_logger = logging.getLogger("ipfsreg.http.access")
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+_HEAD_READ_BYTES = 16 * 1024
+_SENDFILE_BYTES = 1024 * 1024
+"""At most this much before other tasks have their turn."""
+_READ_AHEAD_BYTES = 8 * 1024 * 1024
+_JOIN_BYTES = 64 * 1024
+"""Bodies up to this travel in one send with their head."""
+_SKIP_BYTES = 64 * 1024
+"""An unread rest of a body up to this is read and dropped to keep the connection; for more, closing is cheaper."""
+_TLS_HANDSHAKE = 0x16
+_CLIENT_GONE = 499
+"""What the access log says where nobody was left to answer, as nginx writes it."""
+_INTERNAL_ERROR = Response(500, (("Content-Type", "text/plain"),), b"internal error\n")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Limits of the HTTP server."""
+
+    max_connections: int = 4096
+    """Beyond it the longest idle connection makes room; where none is idle, the newcomer is told to come back."""
+    max_head_bytes: int = 32 * 1024
+    """Request line and headers together. Bearer tokens of some issuers pass 8 KiB."""
+    max_headers: int = 100
+    head_timeout_s: float = 15.0
+    """Seconds for a whole head, from its first byte."""
+    idle_timeout_s: float = 120.0
+    """Seconds a connection may wait for its next request. Go clients give up theirs after 90."""
+    progress_timeout_s: float = 60.0
+    progress_bytes: int = 1024
+    """A body has to move this many bytes in each `progress_timeout_s` of waiting for the client."""
+    linger_s: float = 2.0
+    """Seconds to take and drop what a refused client still sends, so that it reads the answer and not a reset."""
+    drain_s: float = 30.0
+    """Seconds requests in flight have to finish when the server closes."""
+
+
+class Phase(Enum):
+    """What a connection is at."""
+
+    IDLE = auto()
+    HEAD = auto()
+    REQUEST = auto()
+
+
+class Registrar(Protocol):
+    """The server, as its connections see it."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether responses have to end their connection."""
+
+    def note_idle(self, connection: Connection) -> None:
+        """*connection* waits for a request: it may be closed at any time."""
+
+    def note_busy(self, connection: Connection) -> None:
+        """A request has begun."""
+
+
+class _Patience:
+    """How long one direction of a body may still keep us waiting."""
+
+    __slots__ = ("_bytes", "_left_s", "_mark", "_timeout_s")
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._timeout_s = settings.progress_timeout_s
+        self._bytes = settings.progress_bytes
+        self._left_s = self._timeout_s
+        self._mark = 0
+
+    async def wait(self, ready: Callable[[int], Awaitable[None]], descriptor: int, moved: int) -> None:
+        """Wait until *descriptor* is *ready*; *moved* counts the bytes so far. Raises ClientSilent."""
+        if moved - self._mark >= self._bytes:
+            self._mark, self._left_s = moved, self._timeout_s
+        began = trio.current_time()
+        with trio.move_on_after(self._left_s) as scope:
+            await ready(descriptor)
+        self._left_s -= trio.current_time() - began
+        if scope.cancelled_caught:
+            raise ClientSilent("the client stopped for too long in the middle of a body")
+
+
+class Connection:
+    """One accepted socket; `serve` owns it to its end."""
+
+    def __init__(
+        self, sock: socket.socket, peer: str, handler: Handler, registrar: Registrar, settings: ServerSettings
+    ) -> None:
+        self._socket = sock
+        self._descriptor = sock.fileno()
+        self._peer = peer
+        self._handler = handler
+        self._registrar = registrar
+        self._settings = settings
+        self._scope = trio.CancelScope()
+        self._phase = Phase.IDLE
+        self._rest = b""
+        self._invitation_due = False
+        self._received = 0
+        self._sent = 0
+        self._read_patience = _Patience(settings)
+        self._write_patience = _Patience(settings)
+
+    def close_idle(self) -> None:
+        """End the connection; only for one that is idle."""
+        self._scope.cancel()
+
+    async def serve(self) -> None:
+        """Answer requests until either side is done. Raises nothing but trio.Cancelled; the socket is closed after."""
+        try:
+            with self._scope:
+                await self._serve()
+            if self._scope.cancelled_caught and self._phase is Phase.HEAD:
+                self._refuse_nowait(RequestRefused(408, "the request head took too long"))
+        except ClientGone as gone:
+            logger.debug("%s: %s", self._peer, gone)
+        except Exception:  # One connection's failure, also one we did not think of, must not end the others.
+            logger.exception("connection of %s failed", self._peer)
+        finally:
+            self._registrar.note_busy(self)
+            trio.lowlevel.notify_closing(self._descriptor)
+            self._socket.close()
+
+    async def _serve(self) -> None:
+        while True:
+            try:
+                head = await self._read_head()
+                if head is None:
+                    return
+                keep = await self._exchange(head)
+            except RequestRefused as refused:
+                self._refuse_nowait(refused)
+                await self._linger()
+                return
+            if not keep:
+                return
+
+    # ---------------------------------------------------------------- the head
+
+    async def _read_head(self) -> Head | None:
+        """The next head, or None where the client is done (or the server wants to be)."""
+        parser = HeadParser(self._settings.max_head_bytes, self._settings.max_headers)
+        data, self._rest = self._rest, b""
+        if data:
+            # A pipeline must not keep the other connections waiting.
+            await trio.lowlevel.checkpoint()
+        else:
+            data = await self._wait_for_request()
+        self._phase = Phase.HEAD
+        self._scope.deadline = trio.current_time() + self._settings.head_timeout_s
+        while True:
+            if not parser.begun:
+                data = data.lstrip(b"\r\n")  # RFC 9112, 2.2: some clients end a body with a line end too many
+                if data and data[0] == _TLS_HANDSHAKE:
+                    raise RequestRefused(400, "this port speaks plain HTTP, the client began TLS")
+            if data:
+                used = parser.feed(data)
+                if used is not None:
+                    self._rest = data[used:]
+                    self._phase = Phase.REQUEST
+                    self._scope.deadline = float("inf")
+                    return parser.take()
+            data = await self._receive_some()
+            if not data:
+                return None
+
+    async def _wait_for_request(self) -> bytes:
+        self._phase = Phase.IDLE
+        self._scope.deadline = trio.current_time() + self._settings.idle_timeout_s
+        self._registrar.note_idle(self)
+        if self._registrar.draining:
+            return b""
+        data = await self._receive_some()
+        self._registrar.note_busy(self)
+        # Told to close while the data was on its way to us: to the client this looks like any closed idle connection.
+        return b"" if self._scope.cancel_called else data
+
+    async def _receive_some(self) -> bytes:
+        waited = False
+        while True:
+            try:
+                data = self._socket.recv(_HEAD_READ_BYTES)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._descriptor)
+                waited = True
+                continue
+            except OSError as error:
+                raise ClientGone(f"connection lost: {error}") from None
+            if not waited:
+                # A client that is always ahead of us must not keep the others waiting.
+                await trio.lowlevel.checkpoint()
+            return data
+
+    # ---------------------------------------------------------------- the body (body.Receiver)
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """See `body.Receiver`."""
+        count = 0
+        try:
+            while True:
+                try:
+                    count = self._socket.recv_into(buffer)
+                    break
+                except BlockingIOError:
+                    await self._read_patience.wait(trio.lowlevel.wait_readable, self._descriptor, self._received)
+            while 0 < count < len(buffer):
+                # Take all there is: a piece costs its reader a thread switch, whatever its size.
+                more = self._socket.recv_into(buffer[count:])
+                if not more:
+                    break
+                count += more
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise ClientGone(f"connection lost: {error}") from None
+        self._received += count
+        return count
+
+    async def invite(self) -> None:
+        """See `body.Receiver`."""
+        if self._invitation_due:
+            self._invitation_due = False
+            await self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def give_back(self, data: bytes) -> None:
+        """See `body.Receiver`."""
+        self._rest = data
+
+    # ---------------------------------------------------------------- request and response
+
+    async def _exchange(self, head: Head) -> bool:
+        """Have one request answered. Returns whether the connection can carry another."""
+        began = time.perf_counter()
+        first, self._rest = self._rest, b""
+        body = ChunkedBody(self, first) if head.body_length is None else FixedBody(self, first, head.body_length)
+        self._invitation_due = head.expects_continue and not body.exhausted
+        request = Request(head.method, head.target, head.headers, body, self._peer)
+        sent_before = self._sent
+        status = _CLIENT_GONE
+        try:
+            try:
+                response = await self._handler(request)
+            except ClientSilent as silent:
+                raise RequestRefused(408, str(silent)) from None
+            except (ClientGone, RequestRefused):
+                raise
+            except Exception:  # The handler's failure is this request's: the client learns of it, the others do not.
+                logger.exception("%s %s failed", request.method, request.target)
+                response = _INTERNAL_ERROR
+            keep = head.keep_alive and not self._registrar.draining
+            if not body.exhausted:
+                small = isinstance(body, FixedBody) and body.left <= _SKIP_BYTES and not self._invitation_due
+                keep = keep and small
+            status = response.status
+            option = "close" if not keep else "" if head.is_1_1 else "keep-alive"
+            await self._respond(response, option, is_head=head.method == "HEAD")
+        except RequestRefused as refused:
+            status = refused.status
+            raise
+        finally:
+            await request.release()
+            _log_access(request, status, self._sent - sent_before, time.perf_counter() - began)
+        if not body.exhausted:
+            if not keep:
+                await self._linger()
+                return False
+            while await body.read():
+                pass
+        return keep
+
+    async def _respond(self, response: Response, option: str, *, is_head: bool) -> None:
+        """Send *response* whole. Raises ClientGone where that is not possible, with less sent than announced."""
+        body = response.body
+        if isinstance(body, FileBody) and not is_head:
+            try:
+                descriptor = os.open(body.path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                logger.exception("cannot serve %s", body.path)
+                await self._send_bytes(_INTERNAL_ERROR, option, is_head=False)
+                return
+            try:
+                await self._send(self._encode_head(response, option), more=body.end > body.start)
+                await self._send_file(descriptor, body)
+            finally:
+                os.close(descriptor)
+        elif isinstance(body, StreamBody) and not is_head:
+            await self._send(self._encode_head(response, option), more=body.length > 0)
+            await self._send_stream(body)
+        else:
+            await self._send_bytes(response, option, is_head=is_head)
+
+    def _encode_head(self, response: Response, option: str) -> bytes:
+        try:
+            return encode_head(response, _http_date(), option)
+        except ValueError:
+            # Never sent, so never split: the client sees a closed connection.
+            logger.exception("a response to %s has a header that cannot be sent", self._peer)
+            raise ClientGone("the response could not be sent") from None
+
+    async def _send_bytes(self, response: Response, option: str, *, is_head: bool) -> None:
+        head = self._encode_head(response, option)
+        body = response.body
+        if is_head or not isinstance(body, bytes) or not body:
+            await self._send(head)
+        elif len(body) <= _JOIN_BYTES:
+            await self._send(head + body)
+        else:
+            await self._send(head, more=True)
+            await self._send(body)
+
+    async def _send(self, data: bytes | memoryview, *, more: bool = False) -> None:
+        """Send all of *data*; *more* follows at once, so a short packet may wait for it. Raises ClientGone."""
+        flags = socket.MSG_MORE if more else 0
+        while True:
+            try:
+                count = self._socket.send(data, flags)
+            except BlockingIOError:
+                await self._write_patience.wait(trio.lowlevel.wait_writable, self._descriptor, self._sent)
+                continue
+            except OSError as error:
+                raise ClientGone(f"connection lost: {error}") from None
+            self._sent += count
+            if count == len(data):
+                return
+            data = memoryview(data)[count:]
+
+    async def _send_stream(self, body: StreamBody) -> None:
+        left = body.length
+        try:
+            async with _closing(body.pieces):
+                async for piece in body.pieces:
+                    left -= len(piece)
+                    if left < 0:
+                        break
+                    await self._send(piece)
+        except ClientGone:
+            raise
+        except Exception as error:  # Whatever stopped the source, too little was sent: the client has to see that.
+            logger.warning("response to %s broken off: %s", self._peer, error)
+            raise ClientGone("the response could not be completed") from None
+        if left:
+            logger.error("response to %s broken off: its source gave another length than announced", self._peer)
+            raise ClientGone("the response could not be completed")
+
+    async def _send_file(self, descriptor: int, body: FileBody) -> None:
+        """Raises ClientGone, also where the file turns out shorter than announced."""
+        position, advised = body.start, body.start
+        while position < body.end:
+            if position >= advised:
+                # Read ahead in the background: sendfile itself would wait for the disk, and the daemon with it.
+                os.posix_fadvise(descriptor, position, 2 * _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+                advised = position + _READ_AHEAD_BYTES
+            count = min(body.end - position, _SENDFILE_BYTES)
+            try:
+                sent = os.sendfile(self._descriptor, descriptor, position, count)
+            except BlockingIOError:
+                await self._write_patience.wait(trio.lowlevel.wait_writable, self._descriptor, self._sent)
+                continue
+            except OSError as error:
+                raise ClientGone(f"connection lost: {error}") from None
+            if not sent:
+                logger.error("response to %s broken off: %s is shorter than announced", self._peer, body.path)
+                raise ClientGone("the response could not be completed")
+            position += sent
+            self._sent += sent
+            if sent == count:
+                await trio.lowlevel.checkpoint()
+
+    # ---------------------------------------------------------------- the end
+
+    def _refuse_nowait(self, refused: RequestRefused) -> None:
+        """Answer what is not a request as far as the socket takes it at once; the connection ends after it.
+
+        The version is 1.0: to a TLS client anything that begins with `HTTP/` says that it came to the wrong port, and
+        of a client that speaks neither we know nothing.
+        """
+        text = f"{refused}\n".encode("ascii", "replace")
+        head = encode_head(Response(refused.status, (("Content-Type", "text/plain"),), text), _http_date(), "close")
+        try:
+            self._sent += self._socket.send(head.replace(b"HTTP/1.1", b"HTTP/1.0", 1) + text)
+        except OSError as error:
+            logger.debug("%s: refusal not delivered: %s", self._peer, error)
+
+    async def _linger(self) -> None:
+        """Take and drop what the client still sends: closing over unread bytes resets the connection, and the reset
+        overtakes the answer."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+            buffer = bytearray(64 * 1024)
+            with trio.move_on_after(self._settings.linger_s):
+                while True:
+                    await trio.lowlevel.wait_readable(self._descriptor)
+                    if not self._socket.recv_into(buffer):
+                        return
+        except OSError as error:
+            logger.debug("%s: gone while lingering: %s", self._peer, error)
+
+
+@asynccontextmanager
+async def _closing(pieces: AsyncIterator[bytes | memoryview]) -> AsyncIterator[None]:
+    """Generators left before their end have to be closed in their own task."""
+    try:
+        yield
+    finally:
+        if isinstance(pieces, AsyncGenerator):
+            await pieces.aclose()
+
+
+_date = (0, "")
+
+
+def _http_date() -> str:
+    """The time as HTTP writes it, made once a second."""
+    global _date
+    now = int(time.time())
+    if _date[0] != now:
+        _date = (now, formatdate(now, usegmt=True))
+    return _date[1]
+
+
+def _log_access(request: Request, status: int, sent: int, took_s: float) -> None:
+    if not access_logger.isEnabledFor(logging.INFO):
+        return
+    access_logger.info(
+        "%s %s %s -> %d, %d bytes, %.1f ms",
+        request.peer,
+        request.method,
+        request.target,
+        status,
+        sent,
+        took_s * 1000,
+        extra={
+            "peer": request.peer,
+            "method": request.method,
+            "target": request.target,
+            "status": status,
+            "bytes_sent": sent,
+            "took_ms": round(took_s * 1000, 3),
+            "user_agent": request.headers.get("user-agent", ""),
+        },
+    )

@@ -8,6 +8,7 @@ Every implementation passes the checks in `testing/blockstore_checks.py`.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -57,6 +58,16 @@ class Blockstore(Protocol):
 
         What a slow reader has not taken yet is folded into one set.
         """
+
+
+class DatabaseBlockstore(Blockstore, Protocol):
+    """A block store in a database that others keep tables in too: their rows and a block reach the disk together."""
+
+    def put_in(self, db: sqlite3.Connection, blocks: Sequence[Block]) -> None:
+        """Store small *blocks* in the transaction *db* is in. For work given to `Database.write` of the same database."""
+
+    def committed(self, blocks: Sequence[Block]) -> None:
+        """The transaction of a `put_in` is durable: tell the readers of `arrivals`. On the trio thread."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,8 +154,8 @@ class Reader:
         starts = tuple(accumulate(unixfs.blocksizes, initial=own))
         if starts[-1] > MAX_FILE_BYTES or unixfs.filesize not in (None, starts[-1]):
             raise MalformedData(f"{block.cid} says it holds {unixfs.filesize} bytes, its parts {starts[-1]}")
-        # Each node gets its share of the links a file of this size may have. A sum over all nodes would not do: the same
-        # node may stand in a million places, and callers keep something for each place.
+        # Each node gets its share of the links a file of this size may have. A sum over all nodes would not do: one
+        # may stand in a million places, and callers keep something for each place.
         whole = self._size or starts[-1]
         if len(pb.links) > max(1, starts[-1] * (MAX_LINKS + whole // MIN_MEAN_LEAF_BYTES) // max(1, whole)):
             raise MalformedData(f"{block.cid} cuts {starts[-1]} bytes into {len(pb.links)} pieces")

@@ -19,7 +19,9 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ipfsreg.errors import ConnectionLost, NetworkError, PeerUnreachable, ProtocolUnsupported, StreamReset
-from ipfsreg.p2p.interface import PeerChange, PeerEvent, PeerInfo
+from ipfsreg.p2p.interface import PeerChange, PeerEvent, PeerInfo, Stream
+from ipfsreg.p2p.offers import Offers
+from ipfsreg.p2p.peer_events import PeerEvents
 from ipfsreg.peer_id import PeerId
 
 WINDOW_BYTES = 256 * 1024
@@ -164,30 +166,6 @@ class MemoryStream:
         self._out.fail(error)
 
 
-class _Events:
-    """One reader of peer events; what waits is folded to the last state of each peer."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[PeerId, list[PeerChange]] = {}
-        self._wake = trio.Event()
-
-    def push(self, peer: PeerId, change: PeerChange) -> None:
-        waiting = self._waiting.setdefault(peer, [])
-        if change is PeerChange.DISCONNECTED:
-            waiting.clear()
-        waiting.append(change)
-        self._wake.set()
-
-    async def read(self) -> AsyncIterator[PeerEvent]:
-        while True:
-            while not self._waiting:
-                self._wake = trio.Event()
-                await self._wake.wait()
-            peer = next(iter(self._waiting))
-            for change in self._waiting.pop(peer):
-                yield PeerEvent(peer, change)
-
-
 class MemoryEndpoint:
     """One peer of a `MemorySwarm`. Keeps the `Network` promises."""
 
@@ -197,8 +175,8 @@ class MemoryEndpoint:
         self.public_key = public_key_of(name)
         self._swarm = swarm
         self._connected: dict[PeerId, list[MemoryStream]] = {}
-        self._offers: dict[str, trio.MemorySendChannel[MemoryStream]] = {}
-        self._readers: list[_Events] = []
+        self._offers = Offers()
+        self._events = PeerEvents()
         self._addrs: dict[PeerId, list[str]] = {}
         self._protected: defaultdict[PeerId, set[str]] = defaultdict(set)
         self.disconnects: list[tuple[PeerId, str]] = []
@@ -246,7 +224,8 @@ class MemoryEndpoint:
     async def disconnect(self, peer: PeerId, reason: str) -> None:
         await trio.lowlevel.checkpoint()
         self.disconnects.append((peer, reason))
-        self._swarm.part(self, self._swarm.by_id[peer])
+        if peer in self._connected:
+            self._swarm.part(self, self._swarm.by_id[peer])
 
     def lose(self, peer: PeerId) -> None:
         """Drop the connection to *peer* on this side."""
@@ -270,29 +249,15 @@ class MemoryEndpoint:
         theirs = MemoryStream(self.peer_id, protocol, there, back)
         self._connected[peer].append(ours)
         other._connected[self.peer_id].append(theirs)
-        try:
-            other._offers[protocol].send_nowait(theirs)
-        except trio.WouldBlock:
-            theirs.fail(StreamReset("too many streams wait"))
+        await other._offers.deliver(theirs)
         return ours
 
     @asynccontextmanager
-    async def accept(
-        self, protocols: Sequence[str], *, max_waiting: int = 256
-    ) -> AsyncIterator[AsyncIterator[MemoryStream]]:
-        send, receive = trio.open_memory_channel[MemoryStream](max_waiting)
-        for protocol in protocols:
-            assert protocol not in self._offers, f"{protocol} is offered twice"
-            self._offers[protocol] = send
+    async def accept(self, protocols: Sequence[str], *, max_waiting: int = 256) -> AsyncIterator[AsyncIterator[Stream]]:
+        async with self._offers.accept(protocols, max_waiting=max_waiting) as streams:
+            self._tell_protocols_changed()
+            yield streams
         self._tell_protocols_changed()
-        try:
-            yield receive
-        finally:
-            for protocol in protocols:
-                del self._offers[protocol]
-            while receive.statistics().current_buffer_used:
-                receive.receive_nowait().fail(StreamReset("no longer offered"))
-            receive.close()
 
     def _tell_protocols_changed(self) -> None:
         for peer in self._connected:
@@ -300,19 +265,11 @@ class MemoryEndpoint:
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[PeerEvent]]:
-        reader = _Events()
-        for peer in self._connected:
-            reader.push(peer, PeerChange.CONNECTED)
-            reader.push(peer, PeerChange.IDENTIFIED)
-        self._readers.append(reader)
-        try:
-            yield reader.read()
-        finally:
-            self._readers.remove(reader)
+        with self._events.read(self.peers(), self.peers()) as events:
+            yield events
 
     def _tell(self, peer: PeerId, change: PeerChange) -> None:
-        for reader in self._readers:
-            reader.push(peer, change)
+        self._events.tell(peer, change)
 
     def protect(self, peer: PeerId, reason: str) -> None:
         self._protected[peer].add(reason)

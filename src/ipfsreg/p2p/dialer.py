@@ -1,0 +1,217 @@
+"""Reaching one peer: all its addresses, staggered, until the first proves to be the peer.
+
+The first attempt starts at once and the next one as soon as it has failed, or after STAGGER_S; so an address that
+drops packets costs a fifth of a second and not its time-out (the idea of RFC 8305). TCP connections race, handshakes
+do not: the peer must not see several connections of ours appear and vanish.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+import trio
+
+from ipfsreg.errors import NetworkError, PeerUnreachable
+from ipfsreg.p2p.addresses import DnsAddr, TcpAddr, parse_dialable
+from ipfsreg.p2p.connection import Connection
+from ipfsreg.p2p.resolver import Resolver
+from ipfsreg.peer_id import PeerId
+
+STAGGER_S = 0.2
+"""Seconds between the starts of two attempts."""
+TCP_CONNECT_S = 10.0
+HANDSHAKE_S = 10.0
+TURN_S = 2.0
+"""Seconds a handshake may keep the others waiting before they start theirs."""
+DIAL_S = 30.0
+"""Seconds for all addresses of a peer together."""
+MAX_ATTEMPTS = 64
+"""Addresses of one peer tried in one dial."""
+
+Secure = Callable[[trio.SocketStream, PeerId, str], Awaitable[Connection]]
+"""Make a TCP stream to an address a connection to the peer expected there; closes the stream where it raises."""
+
+
+class Backoff:
+    """Addresses that failed lately. They are tried last, and not at all where nobody asked for this peer by name."""
+
+    FIRST_S, LAST_S = 1.0, 60.0
+    MAX_ENTRIES = 4096
+
+    def __init__(self) -> None:
+        self._failures: dict[tuple[PeerId, str], tuple[int, float]] = {}
+
+    def failed(self, peer: PeerId, addr: str, *, now: float) -> None:
+        """It failed: twice the pause of last time."""
+        times, _ = self._failures.pop((peer, addr), (0, 0.0))
+        # min() in the exponent: two to the power of a million failures is a number too.
+        pause = min(self.LAST_S, self.FIRST_S * 2 ** min(times, 10))
+        self._failures[peer, addr] = (times + 1, now + pause)
+        if len(self._failures) > self.MAX_ENTRIES:
+            del self._failures[next(iter(self._failures))]
+
+    def succeeded(self, peer: PeerId, addr: str) -> None:
+        """It worked: forgotten."""
+        self._failures.pop((peer, addr), None)
+
+    def is_paused(self, peer: PeerId, addr: str, *, now: float) -> bool:
+        """Whether it failed so lately that it is not worth a try."""
+        return self._failures.get((peer, addr), (0, 0.0))[1] > now
+
+
+@dataclass(frozen=True, slots=True)
+class Dialed:
+    """A dial that worked."""
+
+    connection: Connection
+    addr: str
+    """The address as it was given, which may be a name."""
+
+
+class Dialer:
+    """Dials peers. One for the swarm: its attempts share one limit."""
+
+    def __init__(self, secure: Secure, *, attempts: int, resolver: Resolver | None = None) -> None:
+        self._secure = secure
+        self._slots = trio.CapacityLimiter(attempts)
+        self._resolver = resolver or Resolver()
+        self.backoff = Backoff()
+
+    async def dial(self, peer: PeerId, addrs: Iterable[str]) -> Dialed:
+        """Connect to *peer* at whichever of *addrs* (best first) answers first.
+
+        Raises:
+            PeerUnreachable: none did within 30 s; the text names each with its failure.
+        """
+        now = trio.current_time()
+        ordered = sorted(dict.fromkeys(addrs), key=lambda addr: self.backoff.is_paused(peer, addr, now=now))
+        race = _Race(peer, self)
+        try:
+            with trio.move_on_after(DIAL_S) as deadline:
+                await race.run(ordered[:MAX_ATTEMPTS])
+        except BaseException:
+            if race.winner is not None:
+                with trio.CancelScope(shield=True):
+                    await race.winner.connection.aclose("nobody waits for it any more")
+            raise
+        if race.winner is not None:
+            return race.winner
+        why = "; ".join(race.failures) or "no address is known"
+        late = f" (given up after {DIAL_S:.0f} s)" if deadline.cancelled_caught else ""
+        raise PeerUnreachable(f"{peer} cannot be reached{late}: {why}")
+
+
+class _Race:
+    """One dial."""
+
+    def __init__(self, peer: PeerId, dialer: Dialer) -> None:
+        self._peer = peer
+        self._dialer = dialer
+        self._targets: deque[tuple[str, TcpAddr]] = deque()
+        self._seen: set[TcpAddr] = set()
+        self._running = 0
+        self._changed = trio.Event()
+        self._turn = trio.Lock()
+        self.winner: Dialed | None = None
+        self.failures: list[str] = []
+
+    async def run(self, addrs: list[str]) -> None:
+        async with trio.open_nursery() as nursery:
+            for addr in addrs:
+                parsed = parse_dialable(addr)
+                if parsed is None:
+                    self.failures.append(f"{addr}: not a transport of ours")
+                elif isinstance(parsed, TcpAddr) and parsed.is_ip:
+                    self._add(addr, parsed)
+                else:
+                    self._running += 1
+                    nursery.start_soon(self._resolve, addr, parsed)
+            while self.winner is None:
+                if self._targets:
+                    self._running += 1
+                    nursery.start_soon(self._attempt, *self._targets.popleft())
+                    with trio.move_on_after(STAGGER_S):
+                        await self._wait_changed()
+                elif self._running:
+                    await self._wait_changed()
+                else:
+                    return
+            nursery.cancel_scope.cancel()
+
+    def _add(self, addr: str, target: TcpAddr) -> None:
+        if target not in self._seen and len(self._seen) < MAX_ATTEMPTS:
+            self._seen.add(target)
+            self._targets.append((addr, target))
+
+    async def _wait_changed(self) -> None:
+        await self._changed.wait()
+
+    def _tell_changed(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _resolve(self, addr: str, parsed: TcpAddr | DnsAddr) -> None:
+        try:
+            for target in await self._dialer._resolver.resolve(parsed, self._peer):
+                self._add(addr, target)
+        except PeerUnreachable as error:
+            self.failures.append(str(error))
+        self._running -= 1
+        self._tell_changed()
+
+    async def _attempt(self, addr: str, target: TcpAddr) -> None:
+        backoff = self._dialer.backoff
+        try:
+            async with self._dialer._slots:
+                connection = await self._connect(target)
+        except (OSError, NetworkError) as error:
+            self.failures.append(f"{target}: {error}")
+            backoff.failed(self._peer, addr, now=trio.current_time())
+        else:
+            backoff.succeeded(self._peer, addr)
+            if self.winner is None:
+                self.winner = Dialed(connection, addr)
+            else:
+                await connection.aclose("another address was faster")
+        self._running -= 1
+        self._tell_changed()
+
+    async def _connect(self, target: TcpAddr) -> Connection:
+        try:
+            with trio.fail_after(TCP_CONNECT_S):
+                stream = await open_tcp(target)
+        except trio.TooSlowError:
+            raise PeerUnreachable(f"no answer within {TCP_CONNECT_S:.0f} s") from None
+        try:
+            with trio.move_on_after(TURN_S):
+                await self._turn.acquire()
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        try:
+            with trio.fail_after(HANDSHAKE_S):
+                return await self._dialer._secure(stream, self._peer, str(target))
+        except trio.TooSlowError:
+            raise PeerUnreachable(f"no handshake within {HANDSHAKE_S:.0f} s") from None
+        finally:
+            if self._turn.statistics().owner is trio.lowlevel.current_task():
+                self._turn.release()
+
+
+async def open_tcp(target: TcpAddr) -> trio.SocketStream:
+    """Connect to an IP address and port. Raises OSError."""
+    family = socket.AF_INET if target.kind == "ip4" else socket.AF_INET6
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        await sock.connect((target.host, target.port))
+    except BaseException:
+        sock.close()
+        raise
+    if sock.getsockname() == sock.getpeername():
+        # TCP's simultaneous open: a port nobody listens on was picked as our own, and we met ourselves.
+        sock.close()
+        raise ConnectionRefusedError("connected to itself")
+    return trio.SocketStream(sock)

@@ -72,6 +72,15 @@ class _Lines:
         del buffer[:end]
         return text
 
+    def check_header(self) -> None:
+        """Raise MalformedData as soon as what is here cannot become the header.
+
+        At the first wrong byte: a peer with another swarm key must not keep us waiting for the rest of a long line.
+        """
+        start = bytes(self._buffer[: len(_HEADER_LINE)])
+        if not _HEADER_LINE.startswith(start):
+            raise MalformedData(f"it begins with {start!r}")
+
     def rest(self) -> bytes:
         rest = bytes(self._buffer)
         self._buffer.clear()
@@ -100,6 +109,8 @@ class Responder:
         self._lines.feed(data)
         answer = b""
         try:
+            if not self._greeted:
+                self._lines.check_header()
             while self.protocol is None and (line := self._lines.next()) is not None:
                 answer += self._take(line, offered)
         except MalformedData as error:
@@ -108,8 +119,6 @@ class Responder:
 
     def _take(self, line: str, offered: Callable[[str], bool]) -> bytes:
         if not self._greeted:
-            if line != HEADER:
-                raise MalformedData(f"it begins with {line[:32]!r}")
             self._greeted = True
             return _HEADER_LINE
         self._proposals += 1
@@ -154,6 +163,8 @@ class Dialer:
         self._lines.feed(data)
         answer = b""
         try:
+            if not self._greeted:
+                self._lines.check_header()
             while self.protocol is None and (line := self._lines.next()) is not None:
                 answer += self._take(line)
         except MalformedData as error:
@@ -162,8 +173,6 @@ class Dialer:
 
     def _take(self, line: str) -> bytes:
         if not self._greeted:
-            if line != HEADER:
-                raise MalformedData(f"it begins with {line[:32]!r}")
             self._greeted = True
             return b""
         if line == self._protocols[self._tried]:

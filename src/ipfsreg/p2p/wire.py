@@ -1,0 +1,201 @@
+"""What lies under a connection: a socket, or any trio stream, read and written without waiting.
+
+Waiting and moving bytes are apart, so that nothing is held while a connection waits: all connections of a process read
+into one buffer and write out of one (`Scratch`), which stays in the cache, and an idle connection owns none. It is
+also what makes cancellation harmless: no await stands between two bytes of one write.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+import trio
+
+from ipfsreg.errors import ConnectionLost
+from ipfsreg.p2p.noise import MAX_MESSAGE_BYTES, MAX_PLAINTEXT_BYTES
+
+BATCH_BYTES = 256 * 1024
+"""Read or written at once: large enough to make system calls and task switches cheap, small enough for the L2 cache."""
+
+MAX_FRAME_BYTES = 2 + MAX_MESSAGE_BYTES
+
+
+class Scratch:
+    """Buffers for work that has no await in it. One per trio run, shared by all its connections."""
+
+    __slots__ = ("incoming", "message", "outgoing", "plain")
+
+    def __init__(self) -> None:
+        self.incoming = memoryview(bytearray(BATCH_BYTES + MAX_FRAME_BYTES))
+        """Ciphertext as read; begins with the part of a message left over from the read before."""
+        self.message = memoryview(bytearray(MAX_PLAINTEXT_BYTES))
+        """The plaintext of one message being sent."""
+        self.outgoing = memoryview(bytearray(BATCH_BYTES + MAX_FRAME_BYTES))
+        """Ciphertext to be written."""
+        self.plain = memoryview(bytearray(MAX_PLAINTEXT_BYTES))
+        """The plaintext of one message received."""
+
+
+_scratch: trio.lowlevel.RunVar[Scratch] = trio.lowlevel.RunVar("_scratch")
+
+
+def scratch() -> Scratch:
+    """The buffers of the running trio loop."""
+    try:
+        return _scratch.get()
+    except LookupError:
+        buffers = Scratch()
+        _scratch.set(buffers)
+        return buffers
+
+
+class Wire(Protocol):
+    """A byte stream to a peer. One task reads, one at a time writes."""
+
+    async def wait_readable(self) -> None:
+        """Return when `read_into` will have something. Raises ConnectionLost."""
+
+    def read_into(self, buffer: memoryview) -> int | None:
+        """Read what is there: the number of bytes, 0 at the end, None where there is nothing yet.
+
+        Raises:
+            ConnectionLost.
+        """
+
+    def write(self, data: memoryview) -> int:
+        """Write what is taken without waiting, maybe nothing: the number of bytes. Raises ConnectionLost."""
+
+    async def write_all(self, data: bytes) -> None:
+        """Write all of *data*. Cancelled: some of it may be written, and only closing is left.
+
+        Raises:
+            ConnectionLost.
+        """
+
+    async def send_eof(self) -> None:
+        """Say that we write no more, where the stream can. Never raises but Cancelled."""
+
+    async def aclose(self) -> None:
+        """Close both directions. Never raises, does not wait for the peer."""
+
+
+def wire_over(stream: trio.abc.Stream) -> Wire:
+    """The best wire there is for *stream*."""
+    if isinstance(stream, trio.SocketStream) and hasattr(os, "readv"):
+        return SocketWire(stream)
+    return StreamWire(stream)
+
+
+class SocketWire:
+    """Straight to the socket, past trio's one call, one checkpoint and one copy for each piece."""
+
+    __slots__ = ("_socket", "_stream")
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._socket = stream.socket
+
+    async def wait_readable(self) -> None:
+        """See Wire."""
+        try:
+            await trio.lowlevel.wait_readable(self._socket.fileno())
+        except (OSError, ValueError, trio.ClosedResourceError) as error:
+            raise _lost(error) from None
+
+    def read_into(self, buffer: memoryview) -> int | None:
+        """See Wire."""
+        try:
+            return os.readv(self._socket.fileno(), (buffer,))
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as error:
+            raise _lost(error) from None
+
+    def write(self, data: memoryview) -> int:
+        """See Wire."""
+        try:
+            return os.write(self._socket.fileno(), data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            raise _lost(error) from None
+
+    async def write_all(self, data: bytes) -> None:
+        """See Wire."""
+        left = memoryview(data)
+        while left:
+            try:
+                await trio.lowlevel.wait_writable(self._socket.fileno())
+            except (OSError, ValueError, trio.ClosedResourceError) as error:
+                raise _lost(error) from None
+            left = left[self.write(left) :]
+
+    async def send_eof(self) -> None:
+        """See Wire."""
+        await _send_eof(self._stream)
+
+    async def aclose(self) -> None:
+        """See Wire."""
+        await trio.aclose_forcefully(self._stream)
+
+
+class StreamWire:
+    """Over any trio stream: a relay, a TLS stream, a pair in memory."""
+
+    __slots__ = ("_received", "_stream")
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._received: memoryview | None = None
+
+    async def wait_readable(self) -> None:
+        """See Wire."""
+        if self._received is None:
+            try:
+                self._received = memoryview(await self._stream.receive_some(BATCH_BYTES))
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise _lost(error) from None
+
+    def read_into(self, buffer: memoryview) -> int | None:
+        """See Wire."""
+        received = self._received
+        if received is None:
+            return None
+        count = min(len(received), len(buffer))
+        buffer[:count] = received[:count]
+        if count:
+            # At the end the empty piece stays, so that the end is seen again.
+            self._received = received[count:] if count < len(received) else None
+        return count
+
+    def write(self, data: memoryview) -> int:
+        """See Wire. A trio stream takes nothing without an await."""
+        return 0
+
+    async def write_all(self, data: bytes) -> None:
+        """See Wire."""
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise _lost(error) from None
+
+    async def send_eof(self) -> None:
+        """See Wire."""
+        if isinstance(self._stream, trio.abc.HalfCloseableStream):
+            await _send_eof(self._stream)
+
+    async def aclose(self) -> None:
+        """See Wire."""
+        await trio.aclose_forcefully(self._stream)
+
+
+async def _send_eof(stream: trio.abc.HalfCloseableStream) -> None:
+    try:
+        await stream.send_eof()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        return
+
+
+def _lost(error: Exception) -> ConnectionLost:
+    return ConnectionLost(f"the connection broke: {error or type(error).__name__}")

@@ -1,4 +1,7 @@
-"""Byte ranges of blobs and of upload chunks. Specs: RFC 9110 section 14; distribution-spec "Pushing a blob in chunks"."""
+"""Byte ranges as clients write them: `Range` on a download, `Content-Range` on a chunk of an upload.
+
+Specs: RFC 9110, 14; distribution-spec, "Pushing a blob in chunks".
+"""
 
 from __future__ import annotations
 
@@ -6,57 +9,42 @@ import re
 
 from ipfsreg.errors import RangeInvalid
 
-_RANGE = re.compile(r"([0-9]{1,19})-([0-9]{1,19})?|-([0-9]{1,19})", re.ASCII)
-_CONTENT_RANGE = re.compile(r"(?:bytes[ =])?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]{1,19}|\*))?", re.ASCII)
+_RANGE = re.compile(r"([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
+_CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,18})-([0-9]{1,18})(?:/(?:[0-9]+|\*))?", re.ASCII)
 
 
-def parse_range(header: str, size: int) -> tuple[int, int] | None:
-    """The bytes [start, end) of *size* a Range header asks for: `bytes=a-b`, `bytes=a-` or `bytes=-n`.
+def parse_range(text: str, size: int) -> tuple[int, int] | None:
+    """The [start, end) that a `Range` header asks of *size* bytes; None where all of them are to be sent.
 
-    None means that all of them are to be sent: another unit, or several ranges, which a server may ignore. One range as
-    a whole costs a client less than a multipart answer it may not expect.
+    Another unit, or several ranges at once, may be answered with the whole (RFC 9110, 14.2). A range that is not one,
+    or lies outside, is refused: a client that gets the whole where it asked for a rest would append it to what it has.
 
     Raises:
-        RangeInvalid: not a range, backwards, or none of it lies inside. To be answered with 416.
+        RangeInvalid: nothing of the range can be served.
     """
-    unit, _, text = header.partition("=")
-    if unit.strip().lower() != "bytes" or "," in text:
+    unit, separator, ranges = text.partition("=")
+    if unit.strip().lower() != "bytes" or not separator or "," in ranges:
         return None
-    match = _RANGE.fullmatch(text.strip())
-    if match is None:
-        raise RangeInvalid(f"{header[:80]!r} is not a byte range")
-    first, last, suffix = match.groups()
-    start = max(0, size - int(suffix)) if suffix else int(first)
-    end = size if last is None else min(size, int(last) + 1)
+    match = _RANGE.fullmatch(ranges.strip())
+    if match is None or not (match[1] or match[2]):
+        raise RangeInvalid(f"{text[:100]!r} is not a range")
+    if match[1]:
+        start = int(match[1])
+        end = min(int(match[2]) + 1, size) if match[2] else size
+    else:
+        start, end = max(size - int(match[2]), 0), size
     if start >= end:
-        raise RangeInvalid(f"{header[:80]!r} asks for nothing of {size} bytes")
+        raise RangeInvalid(f"{text[:100]!r} is outside of the {size} bytes there are")
     return start, end
 
 
-def content_range(start: int, end: int, size: int) -> str:
-    """The Content-Range header of an answer with the bytes [start, end) of *size*."""
-    return f"bytes {start}-{end - 1}/{size}"
-
-
-def unsatisfied_range(size: int) -> str:
-    """The Content-Range header of a 416."""
-    return f"bytes */{size}"
-
-
-def parse_chunk_range(header: str) -> tuple[int, int]:
-    """The bytes [start, end) an upload chunk says it is: `a-b`, both included, as distribution-spec has it.
-
-    `bytes a-b/size`, as RFC 9110 has it, is taken too: some clients send that.
+def parse_content_range(text: str) -> tuple[int, int]:
+    """The [start, end) of an upload's chunk. With the unit and total of HTTP, or without as the OCI has it.
 
     Raises:
-        RangeInvalid: anything else, or backwards.
+        RangeInvalid: not a range, or one that ends before it starts.
     """
-    match = _CONTENT_RANGE.fullmatch(header.strip())
-    if match is None or int(match[1]) > int(match[2]):
-        raise RangeInvalid(f"{header[:80]!r} is not the range of a chunk")
+    match = _CONTENT_RANGE.fullmatch(text.strip())
+    if match is None or int(match[2]) < int(match[1]):
+        raise RangeInvalid(f"{text[:100]!r} is not the range of a chunk")
     return int(match[1]), int(match[2]) + 1
-
-
-def upload_range(offset: int) -> str:
-    """The Range header of an upload that holds *offset* bytes. An empty one says `0-0`, as every registry does."""
-    return f"0-{max(0, offset - 1)}"

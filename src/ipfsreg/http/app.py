@@ -1,0 +1,55 @@
+"""The front door: one request in, the registry asked, one answer out.
+
+async with open_server(make_app(registry), listen=["127.0.0.1:5000"]): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ipfsreg.errors import IpfsregError
+from ipfsreg.http import blobs, listing, manifests, paths, uploads
+from ipfsreg.http.connection import Handler
+from ipfsreg.http.errors import error_response
+from ipfsreg.http.request import ClientGone, Request
+from ipfsreg.http.responses import Header, Response
+from ipfsreg.registry.interface import Registry
+
+_API_VERSION: Header = ("Docker-Distribution-API-Version", "registry/2.0")
+_PONG = Response(200, (_API_VERSION, ("Content-Type", "application/json")), b"{}")
+
+# Each takes the action its path parses to; the table pairs them, which the type system cannot say.
+_HANDLERS: dict[type[paths.Action], Callable[[Registry, Request, Any], Awaitable[Response]]] = {
+    paths.ListRepositories: listing.list_repositories,
+    paths.ListTags: listing.list_tags,
+    paths.ListReferrers: listing.list_referrers,
+    paths.GetBlob: blobs.get_blob,
+    paths.DeleteBlob: blobs.delete_blob,
+    paths.StartUpload: uploads.start_upload,
+    paths.GetUpload: uploads.get_upload,
+    paths.AppendUpload: uploads.append_upload,
+    paths.FinishUpload: uploads.finish_upload,
+    paths.CancelUpload: uploads.cancel_upload,
+    paths.GetManifest: manifests.get_manifest,
+    paths.PutManifest: manifests.put_manifest,
+    paths.DeleteManifest: manifests.delete_manifest,
+}
+
+
+def make_app(registry: Registry) -> Handler:
+    """The handler that serves *registry* by distribution-spec 1.1 and its development additions."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            action = paths.parse_action(request.method, request.path, request.query)
+            if isinstance(action, paths.Ping):
+                return _PONG
+            response = await _HANDLERS[type(action)](registry, request, action)
+        except ClientGone:
+            raise
+        except IpfsregError as error:
+            response = error_response(error)
+        return Response(response.status, (_API_VERSION, *response.headers), response.body)
+
+    return answer

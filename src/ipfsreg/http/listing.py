@@ -1,0 +1,84 @@
+"""Lists: tags, repositories, referrers. Specs: distribution-spec, "Content Discovery"; `_catalog` is distribution's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from ipfsreg.http.paths import ListReferrers, ListRepositories, ListTags
+from ipfsreg.http.request import Request
+from ipfsreg.http.responses import Header, Response
+from ipfsreg.registry.interface import Descriptor, Page, Registry
+
+_INDEX = "application/vnd.oci.image.index.v1+json"
+_JSON: Header = ("Content-Type", "application/json")
+_MAX_REFERRERS_BYTES = 3 * 1024 * 1024
+"""Clients read a referrers index as they read a manifest, up to 4 MiB."""
+
+
+async def list_tags(registry: Registry, request: Request, action: ListTags) -> Response:
+    """GET tags/list."""
+    page = await registry.tags(action.repository, limit=action.limit, last=action.last)
+    path = f"/v2/{action.repository}/tags/list"
+    return Response(200, _page_headers(path, action.limit, page), _json(name=action.repository, tags=page.names))
+
+
+async def list_repositories(registry: Registry, request: Request, action: ListRepositories) -> Response:
+    """GET _catalog."""
+    page = await registry.repositories(limit=action.limit, last=action.last)
+    return Response(200, _page_headers("/v2/_catalog", action.limit, page), _json(repositories=page.names))
+
+
+async def list_referrers(registry: Registry, request: Request, action: ListReferrers) -> Response:
+    """GET referrers: an index, in pages where it would pass what clients take, in the order of digests."""
+    found = await registry.referrers(action.repository, action.subject, action.artifact_type)
+    found = sorted((entry for entry in found if str(entry.digest) > action.last), key=lambda entry: str(entry.digest))
+    texts = _fitting(found)
+    headers: list[Header] = [("Content-Type", _INDEX)]
+    parameters: dict[str, str] = {}
+    if action.artifact_type is not None:
+        headers.append(("OCI-Filters-Applied", "artifactType"))
+        parameters["artifactType"] = action.artifact_type
+    if len(texts) < len(found):
+        parameters["last"] = str(found[len(texts) - 1].digest)
+        headers.append(_link(f"/v2/{action.repository}/referrers/{action.subject}", parameters))
+    body = f'{{"schemaVersion":2,"mediaType":"{_INDEX}","manifests":[{",".join(texts)}]}}'
+    return Response(200, headers, body.encode())
+
+
+def _fitting(entries: list[Descriptor]) -> list[str]:
+    """As many of *entries*, as JSON, as one page holds; at least one."""
+    texts: list[str] = []
+    size = 0
+    for entry in entries:
+        text = json.dumps(_descriptor(entry), separators=(",", ":"))
+        size += len(text) + 1
+        if size > _MAX_REFERRERS_BYTES and texts:
+            break
+        texts.append(text)
+    return texts
+
+
+def _descriptor(entry: Descriptor) -> dict[str, Any]:
+    document: dict[str, Any] = {"mediaType": entry.media_type, "digest": str(entry.digest), "size": entry.size}
+    if entry.artifact_type:
+        document["artifactType"] = entry.artifact_type
+    if entry.annotations:
+        document["annotations"] = dict(entry.annotations)
+    return document
+
+
+def _page_headers(path: str, limit: int, page: Page) -> list[Header]:
+    headers = [_JSON]
+    if page.more and page.names:
+        headers.append(_link(path, {"n": str(limit), "last": page.names[-1]}))
+    return headers
+
+
+def _link(path: str, parameters: dict[str, str]) -> Header:
+    return "Link", f'<{path}?{urlencode(parameters, quote_via=quote)}>; rel="next"'
+
+
+def _json(**document: object) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()

@@ -64,7 +64,7 @@ class DatabaseBlockstore(Blockstore, Protocol):
     """A block store in a database that others keep tables in too: their rows and a block reach the disk together."""
 
     def put_in(self, db: sqlite3.Connection, blocks: Sequence[Block]) -> None:
-        """Store small *blocks* in the transaction *db* is in. For work given to `Database.write` of the same database."""
+        """Store small *blocks* in the transaction *db* is in: part of work given to `write` of the same `Database`."""
 
     def committed(self, blocks: Sequence[Block]) -> None:
         """The transaction of a `put_in` is durable: tell the readers of `arrivals`. On the trio thread."""

@@ -16,6 +16,9 @@ MAX_KEY_BYTES = 1024
 MAX_VALUE_BYTES = 1024 * 1024
 """A larger value would not fit a block every peer takes."""
 
+MAX_COMMIT_BYTES = 1536 * 1024
+"""Keys and values of one commit, which must fit one block of at most 2 MiB."""
+
 
 def is_normal_key(key: str) -> bool:
     """Whether *key* is a non-root path in normal form: `/`-led, no empty, `.` or `..` segment, no NUL, bounded."""
@@ -53,3 +56,8 @@ def check_changes(changes: Sequence[Change]) -> None:
             raise ValueError(
                 f"{change.key!r}: a value of {len(change.value)} bytes, allowed are 1 to {MAX_VALUE_BYTES}"
             )
+    if (
+        sum(len(change.key) + (len(change.value) if isinstance(change, Put) else 0) for change in changes)
+        > MAX_COMMIT_BYTES
+    ):
+        raise ValueError(f"a commit of more than {MAX_COMMIT_BYTES} bytes")

@@ -8,8 +8,8 @@ With B the nodes that count and T the (key, id) pairs in their tombstones:
 Values compare as unsigned bytes, a prefix before what it begins. So a removal takes away only what its author had
 seen, an addition made beside it survives, and equal priorities are settled by the greater value on every replica.
 
-`state_of` and `heads_of` are this definition, written down; the tables in `entries.py` and `state.py` get to the same end
-step by step, and are tested against it.
+`state_of` and `heads_of` are this definition, written down; the tables in `entries.py` and `state.py` get to the same
+end step by step, and are tested against it.
 """
 
 from __future__ import annotations

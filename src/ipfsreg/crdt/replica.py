@@ -1,0 +1,350 @@
+"""A replica of the names: reads answered from its tables, writes gathered into deltas, gossip in both directions.
+
+Four tasks beside the callers:
+
+    the writer    takes whatever waits (commits, fetched nodes, announced tips) into one transaction after the other,
+                  and tells the news afterwards; nobody else writes these tables
+    the listener  empties the topic at once into queues: a message costs it microseconds, never a wait
+    the walker    fetches nodes that are missing (walker.py)
+    the herald    says our heads when there is reason to (herald.py)
+
+Wire format and rules: delta.py, merge.py, state.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+
+import trio
+
+from ipfsreg.blockstore.interface import BlockService, DatabaseBlockstore
+from ipfsreg.crdt import state
+from ipfsreg.crdt.delta import Head, decode_broadcast, encode_broadcasts, node_cid
+from ipfsreg.crdt.entries import read_name, scan_names
+from ipfsreg.crdt.feed import ChangeFeed
+from ipfsreg.crdt.frontier import Frontier
+from ipfsreg.crdt.herald import Herald
+from ipfsreg.crdt.intake import Batch, Intake
+from ipfsreg.crdt.interface import Change, KeyChanged
+from ipfsreg.crdt.keys import check_changes
+from ipfsreg.crdt.walker import Walker
+from ipfsreg.database import Database
+from ipfsreg.errors import IpfsregError, MalformedData, StoreError
+from ipfsreg.ipld.cid import Cid
+from ipfsreg.peer_id import PeerId
+from ipfsreg.pubsub.interface import MessagesDropped, PeerJoined, Topic, TopicEvent, TopicMessage
+
+logger = logging.getLogger(__name__)
+
+MAX_HEADS_HEARD = 4096
+"""Heads of one message that are looked at; a legal one can carry 26,000."""
+
+ANNOUNCEMENT_GAP_S = 0.02
+"""Between two announcements: a hundred writes a second are not a hundred messages."""
+
+
+WRITE_RETRY_S = 1.0
+"""Pause after a transaction that failed: a full disk does not get emptier by trying."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSettings:
+    """How one replica behaves."""
+
+    trusted_peers: frozenset[PeerId] | None = None
+    """Whose announcements count, by the author of the signed envelope; None: everybody's."""
+    alone_s: float = 1.0
+    """An empty replica that meets nobody for so long is ready."""
+    silence_s: float = 3.0
+    """One that met peers but heard of no head for so long is ready: they have none, or do not greet."""
+    stalled_s: float = 15.0
+    """A first walk that gets no node for so long does not hold up readiness any more."""
+    max_heads: int = 8
+    """More heads than this are joined by a node without content when nobody writes."""
+    quiet_s: tuple[float, float] = (10.0, 40.0)
+    """How long nothing must have changed before, drawn anew each time: of many replicas one should do it."""
+
+
+def trusting(peers: Sequence[str]) -> frozenset[PeerId] | None:
+    """Read `trusted_peers` of the configuration: peer IDs, or "*" for everybody. Raises MalformedData."""
+    return None if "*" in peers else frozenset(map(PeerId.parse, peers))
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """A replica in numbers, for the operator."""
+
+    synced: bool
+    heads: tuple[Cid, ...]
+    height: int
+    names: int
+    tips_wanted: int
+    """Announced nodes that we do not have wholly."""
+    nodes_wanted: int
+    """Nodes known to be missing."""
+    quarantined: int
+    """Nodes that break a rule and do not count. More than 0 deserves a look."""
+    last_merge_at: float | None
+    """Unix time of the last change of a name by a peer or us since the start."""
+
+
+class Replica:
+    """Keeps `Names`. Built only by `open_replica`."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: DatabaseBlockstore,
+        blocks: BlockService,
+        topic: Topic,
+        settings: ReplicaSettings,
+        rng: Random,
+        first: state.Outcome,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._topic = topic
+        self._settings = settings
+        self._rng = rng
+        self._feed = ChangeFeed()
+        self._intake = Intake()
+        self._walker = Walker(database, blocks, self._intake, Frontier(rng))
+        self._herald = Herald(rng, now=trio.current_time())
+        self._herald_wake = trio.Event()
+        self._heads = first.heads
+        self._height = first.height
+        self._tips_left = first.tips_left
+        self._last_merge_at: float | None = None
+        self._changed = trio.Event()
+        self._met = trio.Event()
+        self._heard = trio.Event()
+        self._synced = trio.Event()
+
+    # ----------------------------------------------------------------- names
+
+    def get(self, key: str) -> bytes | None:
+        return read_name(self._database, key)
+
+    def scan(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[tuple[str, bytes]]:
+        return scan_names(self._database, prefix, after, limit)
+
+    async def commit(self, changes: Sequence[Change]) -> tuple[Cid, ...]:
+        check_changes(changes)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._intake.commit(changes)
+        return self.heads()
+
+    def heads(self) -> tuple[Cid, ...]:
+        return tuple(node_cid(head.multihash) for head in self._own_heads())
+
+    @asynccontextmanager
+    async def changes(self, prefixes: Iterable[str] = ("/",)) -> AsyncIterator[AsyncIterator[KeyChanged]]:
+        with self._feed.reader(prefixes) as reader:
+            yield reader
+
+    # ---------------------------------------------------------------- status
+
+    @property
+    def synced(self) -> bool:
+        """Whether the first catching up is over, or there was nobody to catch up with. Once true, stays true."""
+        return self._synced.is_set()
+
+    async def wait_synced(self) -> None:
+        """Return once `synced`. Bounded: a replica that is alone, or whose peers do not deliver, gets there too."""
+        await self._synced.wait()
+
+    def status(self) -> ReplicaStatus:
+        """The replica in numbers."""
+        tally = state.tally(self._database)
+        return ReplicaStatus(
+            synced=self.synced,
+            heads=self.heads(),
+            height=self._height,
+            names=tally.names,
+            tips_wanted=tally.tips,
+            nodes_wanted=tally.nodes_wanted,
+            quarantined=tally.quarantined,
+            last_merge_at=self._last_merge_at,
+        )
+
+    def quarantined(self) -> list[tuple[Cid, str]]:
+        """The nodes that do not count, the latest first, each with the rule it breaks."""
+        return [(node_cid(multihash), fault) for multihash, fault in state.quarantined_nodes(self._database)]
+
+    def _own_heads(self) -> list[Head]:
+        """The heads of the DAG we write to. Named ones of Go replicas are merged, but neither built upon nor said:
+        releases of go-ds-crdt that do not know names would mix them up."""
+        return [head for head in self._heads if not head.dag_name]
+
+    # ---------------------------------------------------------------- writer
+
+    async def _write_all(self) -> None:
+        while (batch := await self._intake.take()) is not None:
+            try:
+                outcome = await self._database.write(partial(state.apply, self._store, batch.work))
+            except StoreError as error:
+                logger.error("the name store could not write: %s", error)  # noqa: TRY400 (the text says it all)
+                self._intake.taken_in(batch.work.arrivals)
+                self._walker.failed(arrival.multihash for arrival in batch.work.arrivals)
+                batch.finish(error)
+                self._intake.again()
+                await trio.sleep(WRITE_RETRY_S)
+            else:
+                self._intake.taken_in(batch.work.arrivals)
+                self._tell(outcome, batch)
+
+    def _tell(self, outcome: state.Outcome, batch: Batch) -> None:
+        """A transaction is durable: let everybody know."""
+        self._heads, self._height, self._tips_left = outcome.heads, outcome.height, outcome.tips_left
+        self._store.committed(outcome.stored)
+        for multihash, fault in outcome.faults:
+            logger.warning("node %s breaks a rule and does not count: %s", node_cid(multihash), fault)
+        if outcome.changes:
+            self._last_merge_at = time.time()
+        self._feed.publish(outcome.changes)
+        batch.finish()
+        if outcome.written:
+            self._herald.wrote(Head(outcome.written[-1].multihash))
+            self._herald_wake.set()
+        if outcome.closing_left:
+            self._intake.again()
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # ---------------------------------------------------------------- gossip
+
+    async def _listen(self) -> None:
+        async for event in self._topic.events():
+            self._hear(event)
+
+    def _hear(self, event: TopicEvent) -> None:
+        now = trio.current_time()
+        if isinstance(event, TopicMessage):
+            self._hear_heads(event)
+        elif isinstance(event, PeerJoined):
+            self._met.set()
+            self._walker.hint(event.peer)
+            self._herald.greet(now=now, newcomer=True)
+        elif isinstance(event, MessagesDropped):
+            logger.warning("%d announcements were dropped unread", event.count)
+            # There is no question in this protocol. But who hears heads that are not the newest says its own.
+            self._herald.greet(now=now, newcomer=False)
+        self._herald_wake.set()
+
+    def _hear_heads(self, message: TopicMessage) -> None:
+        trusted = self._settings.trusted_peers
+        if trusted is not None and message.author not in trusted:
+            logger.debug("ignored heads announced by %s, who is not trusted", message.author)
+            return
+        try:
+            heads = decode_broadcast(message.data)[:MAX_HEADS_HEARD]
+        except MalformedData as error:
+            logger.info("ignored an announcement by %s: %s", message.author, error)
+            return
+        self._herald.heard(heads)
+        ours = {head.multihash for head in self._heads}
+        for head in heads:
+            known = state.state_of_node(self._database, head.multihash)
+            if known == state.CLOSED:
+                if head.multihash not in ours:
+                    self._herald.greet(now=trio.current_time(), newcomer=False)
+            elif known != state.VOID and self._intake.add_tip(head.multihash):
+                self._walker.want(head.multihash, dict.fromkeys((message.received_from, message.author)))
+                if known == state.STORED:
+                    self._walker.hint(message.author)
+        if heads:
+            self._heard.set()
+
+    async def _announce(self) -> None:
+        while True:
+            self._herald_wake = trio.Event()
+            messages = encode_broadcasts(self._herald.due(self._own_heads(), now=trio.current_time()))
+            for message in messages:
+                try:
+                    await self._topic.publish(message)
+                except IpfsregError as error:
+                    logger.info("could not announce our heads, will do so later: %s", error)
+            if messages:
+                await trio.sleep(ANNOUNCEMENT_GAP_S)
+            with trio.move_on_at(self._herald.next_deadline()):
+                await self._herald_wake.wait()
+
+    # ------------------------------------------------------------- occasions
+
+    async def _find_sync(self) -> None:
+        """Decide when the replica is ready."""
+        settings = self._settings
+        if not self._heads:
+            with trio.move_on_after(settings.alone_s):
+                await self._met.wait()
+            if self._met.is_set():
+                with trio.move_on_after(settings.silence_s):
+                    await self._heard.wait()
+            if self._heard.is_set():
+                await self._wait_first_walk()
+        self._synced.set()
+
+    async def _wait_first_walk(self) -> None:
+        heard_at = trio.current_time()
+        while not self._heads or self._tips_left:
+            stalled_at = max(heard_at, self._walker.last_arrival_at) + self._settings.stalled_s
+            if trio.current_time() >= stalled_at:
+                logger.warning("%d announced heads cannot be completed now; going on without", self._tips_left)
+                return
+            with trio.move_on_at(stalled_at):
+                await self._changed.wait()
+
+    async def _join_heads(self) -> None:
+        """Join the heads when there are many and nobody writes: every new node would have to link to them all."""
+        while True:
+            heads = self._own_heads()
+            if len(heads) <= self._settings.max_heads:
+                await self._changed.wait()
+                continue
+            await trio.sleep(self._rng.uniform(*self._settings.quiet_s))
+            if self._own_heads() == heads:
+                self._intake.join_heads()
+                await self._changed.wait()
+
+
+@asynccontextmanager
+async def open_replica(
+    database: Database,
+    store: DatabaseBlockstore,
+    blocks: BlockService,
+    topic: Topic,
+    settings: ReplicaSettings | None = None,
+    *,
+    rng: Random | None = None,
+) -> AsyncIterator[Replica]:
+    """Be a replica of *topic* for as long as the block lasts; commits under way are finished first.
+
+    *store* must keep its blocks in *database*. Readers may use the replica at once; see `Replica.synced`.
+
+    Raises:
+        StoreError: the tables cannot be read or brought up to date.
+    """
+    await database.prepare("crdt", state.SCHEMA)
+    first = await database.write(partial(state.apply, store, state.Work()))
+    rng = rng or Random()  # noqa: S311 (spreads waits, guards nothing)
+    replica = Replica(database, store, blocks, topic, settings or ReplicaSettings(), rng, first)
+    async with trio.open_nursery() as writing:
+        writing.start_soon(replica._write_all)
+        async with trio.open_nursery() as nursery:
+            for task in (
+                replica._listen,
+                replica._walker.run,
+                replica._announce,
+                replica._find_sync,
+                replica._join_heads,
+            ):
+                nursery.start_soon(task)
+            yield replica
+            nursery.cancel_scope.cancel()
+        replica._intake.close()

@@ -1,0 +1,457 @@
+"""The tables of the DAG, and the one way anything enters them.
+
+A node is
+    NAMED   only a tombstone has spoken of it
+    WANTED  announced, or linked to by a node that is here; its block is not here
+    STORED  its block is here, but not all blocks below it are
+    CLOSED  it and all below it are here
+    VOID    its block is no node, so nothing can be below it; stands for itself, is never a head
+
+go-ds-crdt knows only "processed", and loses what lies below a processed node when a walk is interrupted. Here every
+node waits for its children (crdt_waits) and is closed when the last of them is, in whichever transaction that happens,
+so a walk may stop anywhere and go on from what the tables say is WANTED. No pass over the DAG is ever needed.
+
+The heads are the closed nodes that no closed node links to; only they are built upon and announced.
+
+A node counts (its delta is merged) at the latest when it is closed, for only then is its priority known to be right.
+It counts already when STORED if its priority is near the height of what is closed: a replica that joins reads fresh
+values while history is still coming. What then turns out to be wrong is taken back. A node that breaks a rule has a
+fault; it is closed like any other and never counts.
+
+One transaction brings blocks, merge and heads together to the disk.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ipfsreg.crdt import entries
+from ipfsreg.crdt.delta import MAX_NODE_LINKS, MAX_PRIORITY, Delta, Element, Head, Node, Tombstone, build_node
+from ipfsreg.crdt.entries import Entries
+from ipfsreg.crdt.interface import Change, KeyChanged, Put
+from ipfsreg.crdt.merge import PRIORITY_SLACK, height_of, priority_fault
+from ipfsreg.database import Database
+from ipfsreg.ipld.block import Block
+
+NAMED, WANTED, STORED, CLOSED, VOID = range(5)
+
+SCHEMA = (
+    """
+CREATE TABLE crdt_nodes (
+    number INTEGER PRIMARY KEY,
+    multihash BLOB NOT NULL UNIQUE,
+    state INTEGER NOT NULL,
+    priority INTEGER NOT NULL DEFAULT 0,
+    height INTEGER NOT NULL DEFAULT 0,
+    waiting INTEGER NOT NULL DEFAULT 0,
+    merged INTEGER NOT NULL DEFAULT 0,
+    dag TEXT NOT NULL DEFAULT '',
+    fault TEXT
+);
+CREATE INDEX crdt_wanted ON crdt_nodes (number) WHERE state = 1;
+CREATE INDEX crdt_closable ON crdt_nodes (number) WHERE state = 2 AND waiting = 0;
+CREATE INDEX crdt_faults ON crdt_nodes (number) WHERE fault IS NOT NULL;
+CREATE INDEX crdt_heights ON crdt_nodes (height) WHERE state = 3 AND dag = '';
+CREATE TABLE crdt_links (
+    parent INTEGER NOT NULL, child INTEGER NOT NULL, PRIMARY KEY (parent, child)
+) WITHOUT ROWID;
+CREATE TABLE crdt_waits (
+    child INTEGER NOT NULL, parent INTEGER NOT NULL, PRIMARY KEY (child, parent)
+) WITHOUT ROWID;
+CREATE TABLE crdt_held (node INTEGER PRIMARY KEY, delta BLOB NOT NULL);
+CREATE TABLE crdt_heads (node INTEGER PRIMARY KEY);
+CREATE TABLE crdt_tips (node INTEGER PRIMARY KEY);
+CREATE TABLE crdt_counts (name TEXT PRIMARY KEY, count INTEGER NOT NULL);
+INSERT INTO crdt_counts VALUES ('names', 0)
+"""
+    + ";"
+    + entries.SCHEMA,
+)
+"""For `Database.prepare`."""
+
+MAX_CLOSED_AT_ONCE = 1000
+"""Nodes closed in one transaction (tens of milliseconds); the rest of a long chain follows in the next ones."""
+
+MAX_WANTED_TIPS = 4096
+"""Announced nodes not closed yet that are remembered; further ones must be announced again."""
+
+DELTA_BYTES = 512 * 1024
+"""A delta takes no further change once it has this size; a single larger change still fits a block."""
+
+SKIP_EVERY = 64
+"""Nodes of ours at a height divisible by this also link far back, so that a newcomer descends on several ways."""
+
+
+class NodeBlocks(Protocol):
+    """Where the blocks of nodes are kept, so that peers can fetch them: a block store in the same database."""
+
+    def put_in(self, db: sqlite3.Connection, blocks: Sequence[Block]) -> None:
+        """Store *blocks* in the transaction that *db* is in."""
+
+
+@dataclass(frozen=True, slots=True)
+class VoidNode:
+    """A block that was asked for as a node and is none."""
+
+    multihash: bytes
+    reason: str
+
+
+Arrival = Node | VoidNode
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What goes into one transaction, in this order."""
+
+    tips: Sequence[bytes] = ()
+    """Announced nodes."""
+    arrivals: Sequence[Arrival] = ()
+    """Fetched nodes."""
+    commits: Sequence[Sequence[Change]] = ()
+    """Writes of ours, each to stand in one delta."""
+    join_heads: bool = False
+    """Write a node that only joins all heads."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a transaction did."""
+
+    changes: list[KeyChanged] = field(default_factory=list)
+    heads: list[Head] = field(default_factory=list)
+    height: int = 0
+    written: list[Node] = field(default_factory=list)
+    """Nodes of ours, the newest last."""
+    stored: list[Block] = field(default_factory=list)
+    """Blocks that are here now and were not before."""
+    faults: list[tuple[bytes, str]] = field(default_factory=list)
+    """Nodes that were quarantined, each with the rule it breaks."""
+    tips_left: int = 0
+    closing_left: bool = False
+    """More nodes could be closed: call again, also without work."""
+
+
+def apply(blocks: NodeBlocks, work: Work, db: sqlite3.Connection) -> Outcome:
+    """Do *work* in the transaction of *db*. Runs in the writer thread."""
+    transaction = _Transaction(db, blocks)
+    for tip in work.tips:
+        transaction.want(tip)
+    for arrival in work.arrivals:
+        transaction.receive(arrival)
+    transaction.close_closable()
+    for changes in group(work.commits):
+        transaction.write(changes)
+    if work.join_heads:
+        transaction.join_heads()
+    return transaction.finish()
+
+
+def group(commits: Sequence[Sequence[Change]]) -> list[list[Change]]:
+    """Put *commits* together into as few deltas as may be: no key twice in one, and none that outgrows a block."""
+    groups: list[list[Change]] = []
+    keys: set[str] = set()
+    size = 0
+    for commit in commits:
+        cost = sum(_cost(change) for change in commit)
+        if not groups or size + cost > DELTA_BYTES or any(change.key in keys for change in commit):
+            groups.append([])
+            keys, size = set(), 0
+        groups[-1] += commit
+        keys.update(change.key for change in commit)
+        size += cost
+    return groups
+
+
+def _cost(change: Change) -> int:
+    """Bytes in a delta, a little more than it really takes; a deletion as if it met one version."""
+    return len(change.key.encode()) + (len(change.value) + 16 if isinstance(change, Put) else 72)
+
+
+class _Transaction:
+    def __init__(self, db: sqlite3.Connection, blocks: NodeBlocks) -> None:
+        self._db = db
+        self._blocks = blocks
+        self._entries = Entries(db, self._number_of)
+        self._outcome = Outcome()
+        self._closed = 0
+
+    def want(self, multihash: bytes) -> None:
+        """Remember an announced node until it is closed."""
+        if self._count("crdt_tips") >= MAX_WANTED_TIPS:
+            return
+        number, state = self._row(multihash, WANTED)
+        if state in (CLOSED, VOID):
+            return
+        self._set_wanted(number, state)
+        self._db.execute("INSERT OR IGNORE INTO crdt_tips VALUES (?)", (number,))
+
+    def receive(self, arrival: Arrival) -> None:
+        """Take in a node that was fetched, or one of ours. Again is harmless."""
+        number, state = self._row(arrival.multihash, WANTED)
+        if state > WANTED:
+            return
+        if isinstance(arrival, VoidNode):
+            self._set_fault(number, arrival.multihash, arrival.reason)
+            self._db.execute("UPDATE crdt_nodes SET state = ? WHERE number = ?", (VOID, number))
+            self._release(number)
+            return
+        self._outcome.stored.append(arrival.block)
+        waiting = self._link(number, arrival.links)
+        delta = arrival.delta
+        priority = delta.priority if delta.priority <= MAX_PRIORITY else 0
+        self._db.execute(
+            "UPDATE crdt_nodes SET state = ?, priority = ?, waiting = ?, dag = ? WHERE number = ?",
+            (STORED, priority, waiting, delta.dag_name, number),
+        )
+        if arrival.fault:
+            self._set_fault(number, arrival.multihash, arrival.fault)
+        elif waiting and priority <= self._height() + PRIORITY_SLACK:
+            self._entries.merge(number, delta, early=True)
+            self._db.execute("UPDATE crdt_nodes SET merged = 1 WHERE number = ?", (number,))
+        elif waiting:
+            self._db.execute("INSERT INTO crdt_held VALUES (?, ?)", (number, delta.encode()))
+        if not waiting:
+            self._close(number, delta)
+
+    def close_closable(self) -> None:
+        """Close what can be closed, bottom-up, as far as one transaction goes."""
+        while self._closed < MAX_CLOSED_AT_ONCE:
+            rows = self._db.execute(
+                "SELECT number FROM crdt_nodes WHERE state = 2 AND waiting = 0 LIMIT ?",
+                (MAX_CLOSED_AT_ONCE - self._closed,),
+            ).fetchall()
+            if not rows:
+                return
+            for (number,) in rows:
+                self._close(number)
+        self._outcome.closing_left = True
+
+    def write(self, changes: Sequence[Change]) -> None:
+        """Write one delta of ours on top of all heads; nothing if *changes* only remove what is not there."""
+        elements = tuple(Element(change.key, change.value) for change in changes if isinstance(change, Put))
+        tombstones = [
+            tombstone
+            for change in changes
+            if not isinstance(change, Put)
+            for tombstone in self._entries.tombstones_for(change.key)
+        ]
+        room = max(DELTA_BYTES - sum(_cost(change) for change in changes if isinstance(change, Put)), DELTA_BYTES // 4)
+        # A key with thousands of live versions needs more tombstones than one block holds. Its winner comes last, so
+        # that no peer sees an older value in between.
+        pieces = _split(tombstones, room)
+        for piece in pieces[:-1]:
+            self._append((), piece)
+        if elements or pieces:
+            self._append(elements, pieces[-1] if pieces else ())
+
+    def join_heads(self) -> None:
+        """Write a node without content that makes one head of many."""
+        if self._count("crdt_heads") > 1:
+            self._append((), ())
+
+    def finish(self) -> Outcome:
+        """What was done; the last call."""
+        outcome = self._outcome
+        self._blocks.put_in(self._db, outcome.stored)
+        if self._entries.keys_added:
+            self._db.execute(
+                "UPDATE crdt_counts SET count = count + ? WHERE name = 'names'", (self._entries.keys_added,)
+            )
+        outcome.changes = self._entries.changes()
+        outcome.heads = [Head(multihash, dag) for multihash, dag, _ in self._heads()]
+        outcome.height = self._height()
+        outcome.tips_left = self._count("crdt_tips")
+        return outcome
+
+    # ------------------------------------------------------------------ rows
+
+    def _row(self, multihash: bytes, state: int) -> tuple[int, int]:
+        """The number and state of a node, which is made with *state* if it is new."""
+        row = self._db.execute("SELECT number, state FROM crdt_nodes WHERE multihash = ?", (multihash,)).fetchone()
+        if row is not None:
+            return row[0], row[1]
+        inserted = self._db.execute("INSERT INTO crdt_nodes (multihash, state) VALUES (?, ?)", (multihash, state))
+        assert inserted.lastrowid is not None
+        return inserted.lastrowid, state
+
+    def _number_of(self, multihash: bytes) -> int:
+        return self._row(multihash, NAMED)[0]
+
+    def _set_wanted(self, number: int, state: int) -> None:
+        if state == NAMED:
+            self._db.execute("UPDATE crdt_nodes SET state = ? WHERE number = ?", (WANTED, number))
+
+    def _set_fault(self, number: int, multihash: bytes, fault: str) -> None:
+        self._db.execute("UPDATE crdt_nodes SET fault = ? WHERE number = ?", (fault, number))
+        self._outcome.faults.append((multihash, fault))
+
+    def _link(self, parent: int, links: Iterable[bytes]) -> int:
+        """Write the links of a node; return how many of them lead to what is not closed."""
+        waiting = 0
+        for multihash in links:
+            child, state = self._row(multihash, WANTED)
+            self._set_wanted(child, state)
+            self._db.execute("INSERT OR IGNORE INTO crdt_links VALUES (?, ?)", (parent, child))
+            if state not in (CLOSED, VOID):
+                self._db.execute("INSERT OR IGNORE INTO crdt_waits VALUES (?, ?)", (child, parent))
+                waiting += 1
+        return waiting
+
+    def _count(self, table: str) -> int:
+        count: int = self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608 (our own names)
+        return count
+
+    def _heads(self, dag: str | None = None) -> list[tuple[bytes, str, int]]:
+        return self._db.execute(
+            "SELECT multihash, dag, height FROM crdt_heads JOIN crdt_nodes ON number = node"
+            " WHERE ? IS NULL OR dag = ? ORDER BY multihash",
+            (dag, dag),
+        ).fetchall()
+
+    def _height(self) -> int:
+        highest: int | None = self._db.execute(
+            "SELECT max(height) FROM crdt_heads JOIN crdt_nodes ON number = node"
+        ).fetchone()[0]
+        return highest or 0
+
+    # --------------------------------------------------------------- closing
+
+    def _close(self, number: int, delta: Delta | None = None) -> None:
+        """All below node *number* is here: judge it, let it count, make it a head. *delta*: its own, if at hand."""
+        multihash, priority, merged, fault = self._db.execute(
+            "SELECT multihash, priority, merged, fault FROM crdt_nodes WHERE number = ?", (number,)
+        ).fetchone()
+        below: int | None = self._db.execute(
+            "SELECT max(height) FROM crdt_links JOIN crdt_nodes ON number = child WHERE parent = ?", (number,)
+        ).fetchone()[0]
+        if fault is None:
+            fault = priority_fault(priority, below or 0)
+            if merged and fault is None:
+                self._entries.confirm(number)
+            elif merged:
+                self._entries.withdraw(number, priority)
+            else:
+                delta = delta or self._held(number)
+                if fault is None:
+                    self._entries.merge(number, delta, early=False)
+            if fault is not None:
+                self._set_fault(number, multihash, fault)
+        self._db.execute(
+            "UPDATE crdt_nodes SET state = ?, height = ?, merged = ? WHERE number = ?",
+            (CLOSED, height_of(priority, below or 0), fault is None, number),
+        )
+        self._db.execute(
+            "DELETE FROM crdt_heads WHERE node IN (SELECT child FROM crdt_links WHERE parent = ?)", (number,)
+        )
+        self._db.execute("INSERT INTO crdt_heads VALUES (?)", (number,))
+        self._release(number)
+        self._closed += 1
+
+    def _held(self, number: int) -> Delta:
+        """The delta that was kept until its node could be judged; it is kept no longer."""
+        (delta,) = self._db.execute("DELETE FROM crdt_held WHERE node = ? RETURNING delta", (number,)).fetchone()
+        return Delta.decode(delta)
+
+    def _release(self, number: int) -> None:
+        """Nobody waits for node *number* any more."""
+        self._db.execute("DELETE FROM crdt_tips WHERE node = ?", (number,))
+        self._db.execute(
+            "UPDATE crdt_nodes SET waiting = waiting - 1 WHERE number IN"
+            " (SELECT parent FROM crdt_waits WHERE child = ?)",
+            (number,),
+        )
+        self._db.execute("DELETE FROM crdt_waits WHERE child = ?", (number,))
+
+    # --------------------------------------------------------------- writing
+
+    def _append(self, elements: Sequence[Element], tombstones: Sequence[Tombstone]) -> None:
+        heads = self._heads("")[:MAX_NODE_LINKS]
+        # While we are catching up, a write of ours must not be older than everything the others have: it takes its
+        # priority from what was announced and counts already, as far as the slack allows.
+        (ahead,) = self._db.execute(
+            "SELECT max(priority) FROM crdt_tips JOIN crdt_nodes ON number = node WHERE merged = 1"
+        ).fetchone()
+        below = max((height for *_, height in heads), default=0)
+        priority = 1 + max(below, min(ahead or 0, below + PRIORITY_SLACK))
+        links = [multihash for multihash, _, _ in heads]
+        links += self._skip_link(priority)
+        node = build_node(set(links), Delta(tuple(elements), tuple(tombstones), priority))
+        self.receive(node)
+        self._outcome.written.append(node)
+
+    def _skip_link(self, height: int) -> list[bytes]:
+        """For one node in 64, an ancestor as far back as the height's lowest bit says: 64, 128, 256 … below.
+
+        Every closed node is an ancestor of one that links to all heads.
+        """
+        if height % SKIP_EVERY:
+            return []
+        rows = self._db.execute(
+            "SELECT multihash FROM crdt_nodes WHERE state = 3 AND dag = '' AND height = ? ORDER BY multihash LIMIT 1",
+            (height - (height & -height),),
+        )
+        return [multihash for (multihash,) in rows]
+
+
+def _split(tombstones: Sequence[Tombstone], room: int) -> list[list[Tombstone]]:
+    pieces: list[list[Tombstone]] = []
+    size = room
+    for tombstone in tombstones:
+        cost = len(tombstone.key.encode()) + 72
+        if size + cost > room:
+            pieces.append([])
+            size = 0
+        pieces[-1].append(tombstone)
+        size += cost
+    return pieces
+
+
+# ---------------------------------------------------------------------- reads
+
+
+def state_of_node(database: Database, multihash: bytes) -> int | None:
+    """The state of a node; None for one we have never heard of."""
+    row = database.read("SELECT state FROM crdt_nodes WHERE multihash = ?", (multihash,)).fetchone()
+    return None if row is None else row[0]
+
+
+def wanted_nodes(database: Database, limit: int) -> list[bytes]:
+    """Up to *limit* nodes whose blocks are still to be fetched, those known first before others."""
+    rows = database.read("SELECT multihash FROM crdt_nodes WHERE state = 1 ORDER BY number LIMIT ?", (limit,))
+    return [multihash for (multihash,) in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts for the operator."""
+
+    names: int
+    nodes_wanted: int
+    tips: int
+    quarantined: int
+
+
+def tally(database: Database) -> Tally:
+    """Count what is there."""
+
+    def one(sql: str) -> int:
+        count: int = database.read(sql).fetchone()[0]
+        return count
+
+    return Tally(
+        one("SELECT count FROM crdt_counts WHERE name = 'names'"),
+        one("SELECT count(*) FROM crdt_nodes WHERE state = 1"),
+        one("SELECT count(*) FROM crdt_tips"),
+        one("SELECT count(*) FROM crdt_nodes WHERE fault IS NOT NULL"),
+    )
+
+
+def quarantined_nodes(database: Database, limit: int = 1000) -> list[tuple[bytes, str]]:
+    """Up to *limit* nodes that are not allowed to count, each with the rule it breaks."""
+    return database.read(
+        "SELECT multihash, fault FROM crdt_nodes WHERE fault IS NOT NULL ORDER BY number DESC LIMIT ?", (limit,)
+    ).fetchall()

@@ -384,15 +384,18 @@ class _Transaction:
         self._outcome.written.append(node)
 
     def _skip_link(self, height: int) -> list[bytes]:
-        """For one node in 64, an ancestor as far back as the height's lowest bit says: 64, 128, 256 … below.
+        """For one node in 64, an ancestor as far back as the height's lowest bit says, or half as far: 64, 128, 256 …
 
         Every closed node is an ancestor of one that links to all heads.
         """
         if height % SKIP_EVERY:
             return []
+        back = height & -height
+        if back == height:
+            back //= 2
         rows = self._db.execute(
             "SELECT multihash FROM crdt_nodes WHERE state = 3 AND dag = '' AND height = ? ORDER BY multihash LIMIT 1",
-            (height - (height & -height),),
+            (height - back,),
         )
         return [multihash for (multihash,) in rows]
 

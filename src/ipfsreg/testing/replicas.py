@@ -201,7 +201,11 @@ class ReplicaSwarm:
 async def wait_equal(*replicas: Replica, deadline_s: float = 300.0) -> None:
     """Return when all have the same heads and miss nothing. Raises trio.TooSlowError."""
     with trio.fail_after(deadline_s):
-        while len({replica.heads() for replica in replicas}) > 1 or any(
-            replica.status().tips_wanted for replica in replicas
-        ):
-            await trio.sleep(0.1)  # noqa: ASYNC110 (replicas tell changed names, and this asks for more)
+        while not _are_equal(replicas):  # noqa: ASYNC110 (no event tells that nothing is missing any more)
+            await trio.sleep(0.1)
+
+
+def _are_equal(replicas: Sequence[Replica]) -> bool:
+    return len({replica.heads() for replica in replicas}) == 1 and not any(
+        replica.status().tips_wanted for replica in replicas
+    )

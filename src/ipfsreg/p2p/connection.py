@@ -42,15 +42,12 @@ from ipfsreg.p2p.handshake import Established, establish
 from ipfsreg.p2p.identity import Identity
 from ipfsreg.p2p.interface import Stream
 from ipfsreg.p2p.multistream import Dialer, Responder
-from ipfsreg.p2p.noise import MAX_PLAINTEXT_BYTES
+from ipfsreg.p2p.outbox import Outbox
 from ipfsreg.p2p.stream import MuxedStream
 from ipfsreg.p2p.wire import BATCH_BYTES, scratch, wire_over
 from ipfsreg.peer_id import PeerId
 
 logger = logging.getLogger(__name__)
-
-MAX_PENDING_BYTES = 64 * 1024
-"""Small frames that may wait to be written before their senders have to."""
 
 MAX_OWED_BYTES = 1024 * 1024
 """Answers a peer may make us owe (pongs, acknowledgements, resets) without reading them."""
@@ -58,14 +55,14 @@ MAX_OWED_BYTES = 1024 * 1024
 MAX_EVENTS_PER_TURN = 512
 """Frames handled before other tasks get their turn: a batch can hold 20,000 of them."""
 
-MIN_FRAME_BYTES = 1024
-"""Room at the end of a Noise message that is not worth a frame of its own."""
-
 MAX_UNACKNOWLEDGED = 256
 """Streams of ours the peer has not taken yet; go-libp2p resets beyond this."""
 
 MAX_WAITING_STREAMS = 256
 """Negotiated streams that nobody has accepted yet."""
+
+MIN_MOVED_BYTES = 1024
+"""What the smallest send or receive counts for when turns are shared out."""
 
 LINGER_S = 60.0
 """Seconds a peer has to end a stream that we have closed, before it is reset."""
@@ -170,7 +167,6 @@ class Connection:
         self.reason: NetworkError | None = None
         self.bytes_in: int = established.bytes_in
         """Bytes read from the wire."""
-        self.bytes_out: int = established.bytes_out
         self.last_received = trio.current_time()
         """trio time at which the peer last sent anything."""
         self.rtt_s: float | None = established.rtt_s
@@ -180,10 +176,8 @@ class Connection:
         self._budget = budget
         self._buffered = 0
         self._wire = established.wire
-        self._encryptor = established.encryptor
         self._decryptor = established.decryptor
         self._key_in = established.key_in
-        self._key_out = established.key_out
         self._session = yamux.Session(
             dialer=established.dialer,
             max_stream_window_bytes=limits.max_stream_window_bytes,
@@ -193,9 +187,9 @@ class Connection:
         self._early = established.early
         # Read and not yet decrypted: part of a Noise message.
         self._leftover = established.leftover
-        # Encrypted and not yet written; while there is any, nothing else is encrypted.
-        self._unsent: bytes = b""
-        self._senders: deque[MuxedStream] = deque()
+        self._outbox = Outbox(
+            established.wire, established.encryptor, established.key_out, self._session, established.bytes_out
+        )
         self._since_breath = 0
 
         self._streams: dict[int, MuxedStream] = {}
@@ -215,8 +209,6 @@ class Connection:
         self._measured_at = float("-inf")
 
         self._nursery: trio.Nursery | None = None
-        self._writer: trio.lowlevel.Task | None = None
-        self._finishing = False
 
     # -------------------------------------------------------------- lifetime
 
@@ -229,14 +221,18 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                if self.reason is not None and not self._finishing:
+                if self.reason is not None:
                     nursery.cancel_scope.cancel()
-                nursery.start_soon(self._contain, self._write)
+                nursery.start_soon(self._contain, self._outbox.carry)
                 await self._contain(self._read)
         finally:
             self._end(ConnectionLost("the connection was closed by us"))
             with trio.CancelScope(shield=True):
                 await self._wire.aclose()
+            if self._budget is not None:
+                # What streams still hold can be read, but nobody need ever do it.
+                self._budget.used_bytes -= self._buffered
+                self._budget = None
             self.closed.set()
         assert self.reason is not None
         return self.reason
@@ -256,7 +252,7 @@ class Connection:
         if isinstance(error, PeerMisbehaved) or code is yamux.GoAwayCode.INTERNAL_ERROR:
             self._session.go_away(code)
             try:
-                self._transmit_batch()
+                self._outbox.transmit_batch()
             except NetworkError:
                 logger.debug("%s could not be told why it is cut off", self.peer)
         if self._nursery is not None:
@@ -268,9 +264,8 @@ class Connection:
             self.reason = reason
         lost = ConnectionLost(str(self.reason))
         for stream in [*self._streams.values()]:
-            stream.fail(lost)
+            self._unqueue_failed(stream, lost)
             self._release_slot(stream)
-        self._senders.clear()
         for ping in self._pings.values():
             ping.answered.set()
         self._pings.clear()
@@ -282,8 +277,7 @@ class Connection:
             if self.reason is None:
                 self._end(ConnectionLost(f"we closed the connection: {reason}"))
                 self._session.go_away(yamux.GoAwayCode.NORMAL)
-                self._finishing = True
-                self._wake_writer()
+                self._outbox.finish()
             if self._nursery is None:
                 # Never run: nobody carries the goodbye.
                 await self._wire.aclose()
@@ -351,8 +345,7 @@ class Connection:
         """After a turn of reading: see that what it caused is written."""
         if len(self._session.out) > MAX_OWED_BYTES:
             raise PeerMisbehaved("the peer makes us answer and does not read the answers")
-        if self._session.out or self._senders:
-            self._wake_writer()
+        self._outbox.wake()
 
     def _act_on(self, events: list[yamux.Event]) -> None:
         for event in events:
@@ -395,7 +388,7 @@ class Connection:
             case yamux.Acknowledged():
                 self._release_slot(stream)
             case yamux.Writable():
-                self._queue(stream)
+                self._outbox.queue(stream)
             case yamux.Ended():
                 if stream.negotiation is not None:
                     self.reset(stream, StreamReset("the peer ended the stream while its protocol was negotiated"))
@@ -420,146 +413,48 @@ class Connection:
         if code != yamux.GoAwayCode.NORMAL or not self._streams:
             raise ConnectionLost(f"the peer ended the connection (code {code})")
 
-    # --------------------------------------------------------------- writing
-
-    async def _write(self) -> None:
-        while True:
-            if self._unsent:
-                # Stays set meanwhile: it keeps others from writing past it.
-                await self._wire.write_all(self._unsent)
-                self.bytes_out += len(self._unsent)
-                self._unsent = b""
-            elif self._session.out or self._senders:
-                await trio.lowlevel.checkpoint()
-            elif self._finishing:
-                await self._wire.send_eof()
-                return
-            else:
-                await self._sleep_until_needed()
-            self._transmit_batch()
-
-    async def _sleep_until_needed(self) -> None:
-        self._writer = trio.lowlevel.current_task()
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._writer = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
-
-    def _wake_writer(self) -> None:
-        if self._writer is not None:
-            task, self._writer = self._writer, None
-            trio.lowlevel.reschedule(task)
-
-    def _transmit_batch(self) -> None:
-        """Encrypt and write up to one batch; what the socket does not take is kept in `_unsent`."""
-        if self._unsent:
-            return
-        outgoing, message = self._scratch.outgoing, self._scratch.message
-        filled = 0
-        while filled < BATCH_BYTES:
-            size = self._fill_message(message)
-            if not size:
-                break
-            filled += self._encryptor.encrypt_into(message[:size], outgoing[filled:])
-        if not filled:
-            return
-        batch = outgoing[:filled]
-        if self._key_out is not None:
-            self._key_out.xor(batch)
-        written = self._wire.write(batch)
-        self.bytes_out += written
-        if written < filled:
-            self._unsent = bytes(batch[written:])
-            self._wake_writer()
-
-    def _fill_message(self, message: memoryview) -> int:
-        """Put what the session says, then a frame of each sender in turn, into one Noise message; return its size."""
-        said = self._session.out
-        size = min(len(said), MAX_PLAINTEXT_BYTES)
-        if size:
-            message[:size] = memoryview(said)[:size]
-            del said[:size]
-        senders = self._senders
-        while senders and not said:
-            room = MAX_PLAINTEXT_BYTES - size - yamux.HEADER_BYTES
-            if room < MIN_FRAME_BYTES:
-                break
-            stream = senders.popleft()
-            stream.queued = False
-            data = stream.outgoing
-            if data is None or not stream.state.send_window:
-                continue
-            length = min(len(data), room, stream.state.send_window)
-            payload_at = size + yamux.HEADER_BYTES
-            message[size:payload_at] = self._session.data_header(stream.state, length)
-            size = payload_at + length
-            message[payload_at:size] = data[:length]
-            if length == len(data):
-                stream.outgoing = None
-                stream.sent()
-            else:
-                stream.outgoing = data[length:]
-                self._queue(stream)
-        return size
-
     # --------------------------------------------- what streams ask of it
 
     def send_small(self, stream: MuxedStream, data: memoryview) -> bool:
         """Take a few bytes to be written at the end of the turn; return whether they were taken."""
-        said = self._session.out
-        if stream.state.send_window < len(data) or len(said) > MAX_PENDING_BYTES or stream.queued:
-            return False
-        said += self._session.data_header(stream.state, len(data))
-        said += data
-        self._wake_writer()
-        return True
+        return self._outbox.take_small(stream, data)
 
     def send_large(self, stream: MuxedStream) -> None:
-        """Take from `stream.outgoing` what can be written at once, and queue it for the rest."""
-        self._queue(stream)
-        if self._unsent or not self._senders:
-            return
+        """Write what can be written of `stream.outgoing` at once, and queue it for the rest."""
         try:
-            self._transmit_batch()
+            self._outbox.write_now(stream)
         except NetworkError as error:
             self._break_off(error)
-            return
-        if self._senders:
-            self._wake_writer()
 
-    async def breathe(self, count: int) -> None:
-        """Let other tasks run after every batch sent without waiting."""
-        self._since_breath += count
-        if self._since_breath >= BATCH_BYTES:
+    async def breathe(self) -> None:
+        """A checkpoint, but a cheap one unless much was moved since the last that let other tasks run."""
+        if self._since_breath < BATCH_BYTES:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
             self._since_breath = 0
             await trio.lowlevel.checkpoint()
 
-    def _queue(self, stream: MuxedStream) -> None:
-        if stream.outgoing is not None and not stream.queued and stream.state.send_window and self.reason is None:
-            stream.queued = True
-            self._senders.append(stream)
+    def count_moved(self, count: int) -> None:
+        """Bytes went to or from an application. Each call counts for something, or tiny ones would never breathe."""
+        self._since_breath += max(count, MIN_MOVED_BYTES)
 
     def unqueue(self, stream: MuxedStream) -> None:
         """Take nothing more from `stream.outgoing`."""
-        if stream.queued:
-            stream.queued = False
-            self._senders.remove(stream)
+        self._outbox.unqueue(stream)
 
     def _unqueue_failed(self, stream: MuxedStream, error: NetworkError) -> None:
-        self.unqueue(stream)
+        self._outbox.unqueue(stream)
         stream.fail(error)
 
     def consume(self, stream: MuxedStream, count: int) -> None:
-        """The application has taken *count* bytes: let the peer send more."""
+        """*count* received bytes are out of the way: let the peer send more."""
+        self.count_moved(count)
         now = trio.current_time()
         rtt_s = max(self.rtt_s or 0.0, MIN_WINDOW_RTT_S)
         if self._session.consume(stream.state, count, now=now, rtt_s=rtt_s):
-            if now - self._measured_at > RTT_AGE_S:
-                self._measured_at = now
+            if now - self._measured_at > RTT_AGE_S and not self._pings:
                 self._send_ping()
-            self._wake_writer()
+            self._outbox.wake()
 
     def count_buffered(self, count: int) -> None:
         """*count* bytes wait in memory for an application."""
@@ -576,18 +471,18 @@ class Connection:
         if self.reason is None and not stream.state.gone:
             self._session.start(stream.state)
             self._session.out += self._session.data_header(stream.state, len(opening)) + opening
-            self._wake_writer()
+            self._outbox.wake()
 
     def end(self, stream: MuxedStream) -> None:
         """End our side of *stream*."""
         self._session.end(stream.state)
-        self._wake_writer()
+        self._outbox.wake()
         self._forget_if_gone(stream)
 
     def reset(self, stream: MuxedStream, error: StreamReset | ProtocolUnsupported | PeerMisbehaved) -> None:
         """Abort *stream*: its tasks hear *error*."""
         self._session.reset(stream.state)
-        self._wake_writer()
+        self._outbox.wake()
         self._unqueue_failed(stream, error)
         self._forget_if_gone(stream)
 
@@ -622,6 +517,11 @@ class Connection:
         return number & 1 == self.dialer
 
     # ----------------------------------------------------- opening, accepting
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes written to the wire."""
+        return self._outbox.bytes_out
 
     @property
     def inbound_streams(self) -> int:
@@ -786,7 +686,7 @@ class Connection:
     def _send_ping(self) -> int:
         number = self._session.ping()
         self._pings[number] = _Ping(trio.current_time())
-        self._wake_writer()
+        self._outbox.wake()
         return number
 
     def __repr__(self) -> str:

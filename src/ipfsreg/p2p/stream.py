@@ -106,30 +106,30 @@ class MuxedStream:
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See Stream."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._connection.breathe()
         if self._sender is not None:
             raise trio.BusyResourceError("another task is sending on this stream")
         self._check_sendable()
         view = memoryview(data).cast("B") if not isinstance(data, memoryview) or data.format != "B" else data
         if self._opening:
             self.begin()
+        self._connection.count_moved(len(view))
         if not view or (len(view) <= SMALL_BYTES and self._connection.send_small(self, view)):
             return
         self.outgoing = view
         self._connection.send_large(self)
         if self.outgoing is None:
-            await self._connection.breathe(len(view))
+            self._check_sendable()
             return
         self._sender = trio.lowlevel.current_task()
 
         def abort(_: object) -> trio.lowlevel.Abort:
-            self._sender = self.outgoing = None
+            self._sender = None
+            self._connection.unqueue(self)
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
-        if self.outgoing is not None:
-            self.outgoing = None
-            self._check_sendable()
+        self._check_sendable()
 
     def sent(self) -> None:
         """The connection has taken all of `outgoing`, or it cannot be sent any more."""
@@ -193,7 +193,7 @@ class MuxedStream:
 
     async def _wait_readable(self, target: memoryview | None = None) -> bool:
         """Return True once bytes are here (in *target* already, or in memory), False at the end."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._connection.breathe()
         if self._receiver is not None:
             raise trio.BusyResourceError("another task is receiving from this stream")
         if self._closed:

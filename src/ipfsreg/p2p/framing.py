@@ -21,6 +21,12 @@ class MessageReader:
         self._max_bytes = max_bytes
         self._buffer = b""
         self._position = 0
+        self._body_received = 0
+
+    @property
+    def body_received(self) -> int:
+        """How many bytes are here of the message that is being read: grows while `read_body` waits."""
+        return self._body_received
 
     async def read(self) -> memoryview | None:
         """Return the next message, or None where the peer ended its side between two messages.
@@ -29,27 +35,33 @@ class MessageReader:
             PeerMisbehaved: a length above the limit, or a malformed prefix.
             StreamReset: the stream ended inside a message, or was reset.
         """
-        length = await self._read_length()
-        if length is None:
-            return None
+        length = await self.read_length()
+        return None if length is None else await self.read_body(length)
+
+    async def read_body(self, length: int) -> memoryview:
+        """Read the message whose length `read_length` has returned. Raises as `read`."""
         available = len(self._buffer) - self._position
         if length <= available:
             start = self._position
             self._position += length
+            self._body_received = length
             return memoryview(self._buffer)[start : start + length]
         body = memoryview(bytearray(length))
         body[:available] = memoryview(self._buffer)[self._position :]
         self._buffer, self._position = b"", 0
-        filled = available
+        filled = self._body_received = available
         while filled < length:
             count = await self._stream.receive_into(body[filled:])
             if count == 0:
                 raise StreamReset(f"stream ended {length - filled} bytes before the end of a message")
             filled += count
+            self._body_received = filled
         return body.toreadonly()
 
-    async def _read_length(self) -> int | None:
+    async def read_length(self) -> int | None:
+        """The length of the next message, before memory is taken for it: `read_body` follows. Raises as `read`."""
         value = shift = 0
+        self._body_received = 0
         while True:
             if self._position == len(self._buffer):
                 self._buffer, self._position = await self._stream.receive_some(READ_BYTES), 0

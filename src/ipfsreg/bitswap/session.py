@@ -1,0 +1,248 @@
+"""One wanted set: what is missing, in which order it is asked for, and of whom.
+
+The order. What a reader waits for comes first, in the reader's order. The rest is taken out of a window that moves
+along the caller's order: inside it, what the fewest peers are known to have comes first, and among equals every node
+draws its own lots. So peers that pull the same blob at the same time soon have different blocks to give each other.
+
+The peers. A peer is *full* as long as nothing says otherwise: it said HAVE, it was named by the caller, it is a
+provider. It is asked for any block. Once it said DONT_HAVE it is *partial*, as is a peer that wants what we want: it is
+told what we want, says HAVE for each block it has or gets, and is asked only for those.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+
+from ipfsreg.bitswap.source import Source
+from ipfsreg.ipld.cid import Cid
+from ipfsreg.peer_id import PeerId
+
+WINDOW_BLOCKS = 128
+"""How far ahead of the first missing block the order is spread."""
+
+FETCH_WINDOW_BLOCKS = 1024
+"""The same for sessions that do not spread."""
+
+MAX_ASKS = 512
+"""Blocks asked of one peer at a time, however small."""
+
+UNMEASURED_ASKS = 16
+"""Blocks asked of one peer while the session does not know how large its blocks are."""
+
+
+class Goal:
+    """One block somebody here wants, for all sessions that want it."""
+
+    __slots__ = ("asked", "cid", "have", "lacks", "lot", "priority", "sessions", "told")
+
+    def __init__(self, cid: Cid, lot: float) -> None:
+        self.cid = cid
+        self.lot = lot
+        """Drawn once: decides between blocks that are equally rare."""
+        self.sessions: dict[Session, None] = {}
+        self.asked: Source | None = None
+        self.have: set[Source] = set()
+        """Who said HAVE."""
+        self.lacks: set[Source] = set()
+        """Who said DONT_HAVE, since the last search."""
+        self.told: set[Source] = set()
+        """On whose list it stands or will stand."""
+        self.priority = 1
+
+
+@dataclass(slots=True)
+class SessionStats:
+    """What came in for one session."""
+
+    blocks: int = 0
+    bytes: int = 0
+    duplicate_blocks: int = 0
+    """Blocks that came once more, from another peer."""
+    duplicate_bytes: int = 0
+    by_peer: dict[PeerId, int] = field(default_factory=dict)
+    """Bytes of blocks each peer was the first to give."""
+
+
+class Session:
+    """One wanted set with its peers. Only decides; `Asking` carries out."""
+
+    def __init__(self, number: int, root: Cid | None, *, spread: bool, block_bytes: int, now: float) -> None:
+        """*spread*: many peers may pull the same set now; else blocks are asked in order. *block_bytes*: a guess."""
+        self.number = number
+        self.root = root
+        self.spread = spread
+        self.stats = SessionStats()
+        self.hints: set[PeerId] = set()
+        """Peers believed to have everything, connected or not."""
+        self.sources: dict[Source, bool] = {}
+        """Peers that may have something, and whether they are full."""
+        self.missing: dict[Cid, Goal] = {}
+        self.unasked: dict[Cid, Goal] = {}
+        self.asked: dict[Cid, Goal] = {}
+        self.urgent: dict[Cid, Goal] = {}
+        self.held = 0
+        """Bytes delivered and not yet taken by the reader."""
+        self.starving_since: float | None = None
+        self.searches = 0
+        self.next_search: float | None = None
+        self.opened_at = now
+        self._backlog: deque[Cid] = deque()
+        self._block_bytes = block_bytes
+        self._measured = False
+
+    # ----------------------------------------------------------- the wanted
+
+    def add(self, goals: Iterable[Goal]) -> list[Goal]:
+        """Want *goals* too, behind what is wanted already; return those that moved into the window."""
+        for goal in goals:
+            if goal.cid not in self.missing:
+                self.missing[goal.cid] = goal
+                goal.sessions[self] = None
+                self._backlog.append(goal.cid)
+        return self.refill()
+
+    def refill(self) -> list[Goal]:
+        """Move the window along; return what came into it."""
+        limit = WINDOW_BLOCKS if self.spread else FETCH_WINDOW_BLOCKS
+        entered = []
+        while self._backlog and len(self.unasked) + len(self.asked) < limit:
+            goal = self.missing.get(self._backlog.popleft())
+            if goal is not None and self._enter(goal):
+                entered.append(goal)
+        return entered
+
+    def _enter(self, goal: Goal) -> bool:
+        if goal.cid in self.unasked or goal.cid in self.asked:
+            return False
+        (self.unasked if goal.asked is None else self.asked)[goal.cid] = goal
+        return True
+
+    def urge(self, cids: Iterable[Cid]) -> list[Goal]:
+        """A reader waits for *cids*, in this order, and for nothing else; return what came into the window."""
+        self.urgent.clear()
+        entered = []
+        for cid in cids:
+            goal = self.missing.get(cid)
+            if goal is not None:
+                self.urgent[cid] = goal
+                if self._enter(goal):
+                    entered.append(goal)
+        return entered
+
+    def drop(self, cid: Cid) -> None:
+        """*cid* is here, or no longer wanted."""
+        self.missing.pop(cid, None)
+        self.unasked.pop(cid, None)
+        self.asked.pop(cid, None)
+        self.urgent.pop(cid, None)
+
+    def note_asked(self, goal: Goal) -> None:
+        """*goal* was asked of somebody, by us or by another session."""
+        if self.unasked.pop(goal.cid, None) is not None:
+            self.asked[goal.cid] = goal
+
+    def note_released(self, goal: Goal) -> None:
+        """*goal* is asked of nobody any more."""
+        if self.asked.pop(goal.cid, None) is not None:
+            self.unasked[goal.cid] = goal
+
+    def window(self) -> Iterator[Goal]:
+        """What is missing in the window."""
+        yield from self.unasked.values()
+        yield from self.asked.values()
+
+    @property
+    def under_way(self) -> int:
+        """Bytes asked for, as estimated."""
+        return len(self.asked) * self._block_bytes
+
+    @property
+    def last_byte_at(self) -> float:
+        """When the last byte came from a peer that owes us a block; else when the session began."""
+        owing = {goal.asked for goal in self.asked.values() if goal.asked is not None}
+        return max((source.last_byte_at for source in owing), default=self.opened_at)
+
+    # ---------------------------------------------------------- block sizes
+
+    @property
+    def block_bytes(self) -> int:
+        """How large a block of this session probably is."""
+        return self._block_bytes
+
+    def measure_block(self, size: int) -> None:
+        if self._measured:
+            self._block_bytes += (size - self._block_bytes) // 8
+        else:
+            self._block_bytes, self._measured = size, True
+        self._block_bytes = max(self._block_bytes, 256)
+
+    def max_asks(self) -> int:
+        """How many blocks one peer may be asked for."""
+        return MAX_ASKS if self._measured else UNMEASURED_ASKS
+
+    # ---------------------------------------------------------- whom to ask
+
+    def may_have(self, source: Source, goal: Goal) -> bool:
+        """Whether asking *source* for *goal* makes sense."""
+        if source in goal.have:
+            return True
+        return self.sources.get(source, False) and source not in goal.lacks
+
+    def pick(self, source: Source, now: float) -> Goal | None:
+        """The block to ask of *source* next."""
+        for cid, goal in self.urgent.items():
+            if cid in self.unasked and self.may_have(source, goal) and self._is_quick(source, goal, now):
+                return goal
+        full = self.sources.get(source, False)
+        if not self.spread:
+            return next((goal for goal in self.unasked.values() if self.may_have(source, goal)), None)
+        best: Goal | None = None
+        best_key = (0, 0.0)
+        for goal in self.unasked.values():
+            if source in goal.have or (full and source not in goal.lacks):
+                key = (len(goal.have), goal.lot)
+                if best is None or key < best_key:
+                    best, best_key = goal, key
+        return best
+
+    def _is_quick(self, source: Source, goal: Goal, now: float) -> bool:
+        """Whether no other peer would have the urgent *goal* here in half the time."""
+        size = self._block_bytes
+        mine = source.eta(size, now)
+        return all(
+            other is source or other.stalled or not self.may_have(other, goal) or 2 * other.eta(size, now) >= mine
+            for other in self.sources
+        )
+
+    def pick_late(self, source: Source, now: float) -> Goal | None:
+        """A block asked of another peer that *source*, which has nothing to do, would have here much sooner."""
+        mine = source.eta(self._block_bytes, now)
+        best: Goal | None = None
+        latest = 0.0
+        for goal in self.asked.values():
+            other = goal.asked
+            if other is None or other is source or not self.may_have(source, goal):
+                continue
+            remaining = other.remaining(goal.cid, now)
+            # What is at the head of the other's queue is probably on its way already: a second copy of it is waste.
+            first = next(iter(other.asks), None) == goal.cid and not other.stalled
+            needed = 4 * mine + 0.5 if first else (1.3 if goal.cid in self.urgent else 2.0) * mine + 0.2
+            if remaining > needed and remaining > latest:
+                best, latest = goal, remaining
+        return best
+
+    # ---------------------------------------------------------- searching
+
+    def orphans(self, limit: int) -> list[Goal]:
+        """Blocks nobody can be asked for: whoever might have them lacks them or is stalled. The urgent ones first."""
+        sources = [source for source in self.sources if not source.stalled]
+        found: list[Goal] = []
+        for cid, goal in islice(chain(self.urgent.items(), self.unasked.items()), 4 * limit):
+            if len(found) == limit:
+                break
+            if cid in self.unasked and not any(self.may_have(source, goal) for source in sources):
+                found.append(goal)
+        return found

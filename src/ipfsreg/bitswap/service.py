@@ -235,6 +235,24 @@ class BlockSession:
                 await self._wake.wait()
         return None
 
+    async def receive_within(self, deadline_s: float | None) -> Arrival | None:
+        """Like `receive`; None waits for ever.
+
+        Raises:
+            BlockNotFound: nothing came for *deadline_s* seconds. Bytes of a block that is not whole yet count as
+                progress, within reason.
+        """
+        if deadline_s is None:
+            return await self.receive()
+        began = trio.current_time()
+        due = began + deadline_s
+        while trio.current_time() < due:
+            with trio.move_on_at(due):
+                return await self.receive()
+            # A large block on a thin link takes its time; but somebody may only pretend to send one.
+            due = min(self.last_byte_at + deadline_s, began + 4 * deadline_s)
+        raise BlockNotFound(f"no peer in reach gave any of {self.missing} blocks in {deadline_s:g} s")
+
     def wake(self) -> None:
         """Let the reader look again."""
         self._wake.set()
@@ -291,21 +309,9 @@ class Bitswap:
         ) as wanted:
             wanted.want(cids)
             while wanted.missing:
-                arrival = await self._receive_in_time(wanted, deadline_s)
+                arrival = await wanted.receive_within(deadline_s)
                 if arrival is not None:
                     yield arrival.block
-
-    async def _receive_in_time(self, wanted: BlockSession, deadline_s: float | None) -> Arrival | None:
-        if deadline_s is None:
-            return await wanted.receive()
-        began = trio.current_time()
-        due = began + deadline_s
-        while trio.current_time() < due:
-            with trio.move_on_at(due):
-                return await wanted.receive()
-            # A large block on a thin link is progress too, within reason: somebody may only pretend.
-            due = min(wanted.last_byte_at + deadline_s, began + 4 * deadline_s)
-        raise BlockNotFound(f"no peer in reach gave any of {wanted.missing} blocks in {deadline_s:g} s")
 
     @contextmanager
     def session(

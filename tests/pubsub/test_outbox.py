@@ -1,0 +1,85 @@
+"""What is sent first, what gives way, and what never does."""
+
+from __future__ import annotations
+
+from ipfsreg.pubsub.events import Urgency
+from ipfsreg.pubsub.outbox import Frame, Outbox, OutboxSettings
+
+CONTROL, OWN, FORWARD, GOSSIP = Urgency.CONTROL, Urgency.OWN, Urgency.FORWARD, Urgency.GOSSIP
+
+SMALL = OutboxSettings(
+    forward_frames=2,
+    forward_bytes=100,
+    gossip_frames=1,
+    gossip_bytes=100,
+    kept_soft_frames=4,
+    kept_soft_bytes=400,
+    kept_hard_frames=8,
+    kept_hard_bytes=800,
+)
+
+
+def frame(urgency: Urgency, number: int = 0, size: int = 10) -> Frame:
+    return Frame(bytes((number,)) * size, urgency)
+
+
+def test_control_leaves_before_own_messages_and_these_before_those_of_others() -> None:
+    outbox = Outbox(OutboxSettings())
+    assert not outbox
+    for urgency in (GOSSIP, FORWARD, OWN, CONTROL):
+        assert outbox.put(frame(urgency, 1))
+        assert outbox.put(frame(urgency, 2))
+    assert outbox
+    taken = outbox.take(1000)
+    assert [each.urgency for each in taken] == [CONTROL, CONTROL, OWN, OWN, FORWARD, FORWARD, GOSSIP, GOSSIP]
+    assert [each.data[0] for each in taken] == [1, 2] * 4
+    assert not outbox
+
+
+def test_a_batch_stays_below_its_size_but_a_large_frame_leaves_alone() -> None:
+    outbox = Outbox(OutboxSettings())
+    for size in (5000, 600, 300, 200):
+        outbox.put(frame(OWN, size=size))
+    assert [[len(each.data) for each in outbox.take(1000)] for _ in range(4)] == [[5000], [600, 300], [200], []]
+
+
+def test_only_what_others_said_finds_no_room() -> None:
+    outbox = Outbox(SMALL)
+    assert [outbox.put(frame(FORWARD)) for _ in range(3)] == [True, True, False]
+    assert [outbox.put(frame(GOSSIP)) for _ in range(2)] == [True, False]
+    assert all(outbox.put(frame(urgency)) for urgency in (OWN, CONTROL) for _ in range(20))
+    outbox.take(10_000)
+    assert [outbox.put(frame(FORWARD, size=100)) for _ in range(2)] == [True, False]
+
+
+def test_too_much_that_must_not_be_dropped_makes_it_crowded_and_then_stuck() -> None:
+    for urgency in (OWN, CONTROL):
+        outbox = Outbox(SMALL)
+        states = []
+        for _ in range(8):
+            outbox.put(frame(urgency))
+            states.append((outbox.is_crowded, outbox.is_stuck))
+        assert states == [(False, False)] * 3 + [(True, False)] * 4 + [(True, True)]
+    outbox.put(frame(OWN, size=900))
+    assert outbox.is_stuck
+
+
+def test_after_a_broken_stream_our_own_messages_are_sent_again_in_order() -> None:
+    outbox = Outbox(SMALL)
+    for number, urgency in enumerate((CONTROL, OWN, FORWARD, OWN)):
+        outbox.put(frame(urgency, number))
+    unsent = outbox.take(20)
+    assert [each.urgency for each in unsent] == [CONTROL, OWN]
+    outbox.restart(unsent)
+    assert [(each.urgency, each.data[0]) for each in outbox.take(1000)] == [(OWN, 1), (OWN, 3)]
+
+
+def test_a_stuck_outbox_does_not_begin_stuck_again_and_keeps_the_newest() -> None:
+    outbox = Outbox(SMALL)
+    for number in range(20):
+        outbox.put(frame(OWN, number))
+    outbox.restart([])
+    assert not outbox.is_stuck
+    kept = [each.data[0] for each in outbox.take(1000)]
+    assert kept
+    assert kept == list(range(20))[-len(kept) :]

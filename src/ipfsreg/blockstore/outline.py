@@ -99,6 +99,10 @@ class Outline:
         """How many bytes are here without a gap from the start."""
         return self._starts[0] if self._starts else self.size
 
+    def missing(self) -> tuple[Missing, ...]:
+        """Every stretch that is not here, in file order."""
+        return tuple(self._missing)
+
     def has_range(self, start: int, end: int) -> bool:
         """Whether every byte of [start, end) is here."""
         first = self._first_touching(start)

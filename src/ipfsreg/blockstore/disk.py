@@ -1,0 +1,208 @@
+"""Where the files of the store lie, and how they are written so that they stay.
+
+    blobs/<algorithm>/<first two hex digits>/<hex>     whole blobs, exactly their bytes
+    uploads/<id>                                       bytes of pushes under way
+    arriving/<algorithm>-<hex>                         blobs of which some bytes are here; the others are holes
+    scratch/                                           emptied at every start
+
+Everything here blocks and is meant for worker threads, where nothing else is said. Errors of the operating system leave
+as StoreFull or StoreError.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ipfsreg.errors import DigestInvalid, StoreDamaged, StoreError, StoreFull
+from ipfsreg.oci.digest import Digest
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def naming_errors() -> Iterator[None]:
+    """Rename errors of the operating system. Raises StoreFull, StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise named(error) from error
+
+
+def named(error: OSError) -> StoreError:
+    """*error* in our words."""
+    if error.errno in _FULL:
+        return StoreFull(f"no room left on the disk of the store ({error.strerror})")
+    if error.errno == errno.EIO:
+        return StoreDamaged(f"the store's disk cannot read or write: {error}")
+    return StoreError(f"the store's disk: {error}")
+
+
+class Disk:
+    """The directory of the store."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.blobs = directory / "blobs"
+        self.uploads = directory / "uploads"
+        self.arriving = directory / "arriving"
+        self.scratch = directory / "scratch"
+
+    def prepare(self) -> None:
+        """Make the directories, and empty the scratch one."""
+        with naming_errors():
+            for path in (self.blobs, self.uploads, self.arriving, self.scratch):
+                path.mkdir(parents=True, exist_ok=True)
+            for path in self.scratch.iterdir():
+                path.unlink()
+            sync_directory(self.directory)
+
+    def blob_path(self, digest: Digest) -> Path:
+        """Where the whole blob lies."""
+        return self.blobs / digest.algorithm / digest.hex[:2] / digest.hex
+
+    def arriving_path(self, digest: Digest) -> Path:
+        """Where the blob lies while it is not whole."""
+        return self.arriving / f"{digest.algorithm}-{digest.hex}"
+
+    def publish(self, source: Path, digest: Digest) -> None:
+        """Make the bytes of *source* the file of the blob; on return they and its name survive a power cut.
+
+        Raises:
+            StoreFull, StoreError: *source* is still where it was.
+        """
+        target = self.blob_path(digest)
+        with naming_errors():
+            sync_file(source)
+            if not target.parent.is_dir():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                sync_directory(self.blobs)
+                sync_directory(target.parent.parent)
+            os.rename(source, target)
+            sync_directory(target.parent)
+
+    def materialize(self, digest: Digest, data: bytes) -> Path:
+        """Write a file of the blob that need not survive anything, because its bytes are in the database."""
+        target = self.blob_path(digest)
+        scratch = self.scratch / secrets.token_hex(8)
+        with naming_errors():
+            try:
+                scratch.write_bytes(data)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(scratch, target)
+            except OSError:
+                with suppress(OSError):
+                    scratch.unlink()
+                raise
+        return target
+
+    def remove(self, path: Path) -> None:
+        """Delete a file that may be gone already."""
+        with naming_errors():
+            path.unlink(missing_ok=True)
+
+    def blob_files(self) -> Iterator[tuple[Path, Digest | None]]:
+        """Every file under `blobs/`, with the digest its place stands for."""
+        for path in self.blobs.glob("*/*/*"):
+            yield path, _digest_of(path.parent.parent.name, path.name)
+
+    def arriving_files(self) -> Iterator[tuple[Path, Digest | None]]:
+        """Every file under `arriving/`, with the digest its name stands for."""
+        for path in self.arriving.iterdir():
+            algorithm, _, digits = path.name.partition("-")
+            yield path, _digest_of(algorithm, digits)
+
+    def free_bytes(self) -> int:
+        """What an unprivileged process can still write."""
+        with naming_errors():
+            status = os.statvfs(self.directory)
+        return status.f_bavail * status.f_frsize
+
+
+def _digest_of(algorithm: str, digits: str) -> Digest | None:
+    try:
+        return Digest.parse(f"{algorithm}:{digits}")
+    except DigestInvalid:
+        return None
+
+
+def write_at(path: Path, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write all of *data* at *offset* of a file that exists. May have written some of it when it raises OSError."""
+    file = os.open(path, os.O_WRONLY)
+    try:
+        write_all(file, data, offset)
+    finally:
+        os.close(file)
+
+
+def write_all(file: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """The same for an open file."""
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(file, view, offset)
+        view = view[written:]
+        offset += written
+
+
+def read_at(path: Path, length: int, offset: int) -> bytes:
+    """Up to *length* bytes from *offset*; fewer only at the end of the file. Raises OSError."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return read_all(file, length, offset)
+    finally:
+        os.close(file)
+
+
+def read_all(file: int, length: int, offset: int) -> bytes:
+    """The same for an open file."""
+    data = os.pread(file, length, offset)
+    while len(data) < length:
+        more = os.pread(file, length - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def written_ranges(file: int) -> list[tuple[int, int]]:
+    """The ranges of the file that were ever written, in order; all of it where the file system cannot tell.
+
+    Raises OSError.
+    """
+    ranges: list[tuple[int, int]] = []
+    size = os.fstat(file).st_size
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(file, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                break
+            if error.errno == errno.EINVAL:
+                return [(0, size)]
+            raise
+        end = os.lseek(file, start, os.SEEK_HOLE)
+        ranges.append((start, end))
+    return ranges
+
+
+def sync_file(path: Path) -> None:
+    """Make the file's bytes survive a power cut. Raises OSError."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory survive a power cut. Raises OSError."""
+    file = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

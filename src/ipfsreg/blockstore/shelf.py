@@ -1,0 +1,204 @@
+"""The whole blobs on disk, with their index: how one is put there, found to be damaged, and taken away.
+
+What holds after a crash at any point:
+
+- Published is what has a row, and the row is the last step: bytes fsynced, renamed to their place, directory fsynced,
+  then one durable transaction with blob, leaves and inner nodes. Before it there is at most a file nobody knows,
+  which the sweep after the next start deletes.
+- Deletion begins with the row. A crash before the file is gone leaves such a file too.
+- A blob found damaged loses its row's state first and its place afterwards.
+
+So a row without a file can only come from outside. It is noticed when the file is needed, and the blob is then counted
+as arriving: whoever wants it fetches what is missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import trio
+
+from ipfsreg.blockstore.arrivals import ArrivalFeed
+from ipfsreg.blockstore.disk import Disk, naming_errors
+from ipfsreg.blockstore.hashing import Follower, Hasher
+from ipfsreg.blockstore.index import FILE, INLINE, Index
+from ipfsreg.blockstore.interface import BlobInfo
+from ipfsreg.blockstore.outline import Leaf
+from ipfsreg.blockstore.waiting import Turns
+from ipfsreg.errors import StoreError
+from ipfsreg.ipld.block import Block
+from ipfsreg.oci.digest import Digest
+
+logger = logging.getLogger(__name__)
+
+
+class Shelf:
+    """Shared by everything in the store that begins or ends a blob."""
+
+    def __init__(self, disk: Disk, index: Index, nursery: trio.Nursery) -> None:
+        self.disk = disk
+        self.index = index
+        self.feed = ArrivalFeed()
+        self._nursery = nursery
+        self._hash_threads = trio.CapacityLimiter(max(2, os.cpu_count() or 1))
+        self._turns: Turns[Digest] = Turns()
+        self._placing: set[Digest] = set()
+        self._materialized: set[Digest] = set()
+
+    def spawn(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run *task* beside everything else; it is cancelled when the store closes. What fails in it is logged."""
+        self._nursery.start_soon(_contained, task)
+
+    @property
+    def hash_threads(self) -> trio.CapacityLimiter:
+        """Slots for jobs that keep a core busy."""
+        return self._hash_threads
+
+    def follower(self, path: Path, algorithm: str, *, leaves: bool) -> Follower:
+        """A hasher that follows the file at *path* while it grows."""
+        return Follower(path, Hasher(algorithm, leaves=leaves), self.spawn, self._hash_threads)
+
+    def alone(self, digest: Digest) -> AbstractAsyncContextManager[None]:
+        """Hold the blob's place: between a file and its row nobody else changes either."""
+        return self._turns.alone(digest)
+
+    # ---------------------------------------------------------- publishing
+
+    async def publish_file(
+        self, source: Path, info: BlobInfo, leaves: Sequence[tuple[bytes, Leaf]], nodes: Sequence[Block]
+    ) -> BlobInfo:
+        """Make the bytes of *source*, already checked, the blob; on return it survives a power cut.
+
+        Raises:
+            StoreFull, StoreError: *source* is where it was, and nothing is published.
+
+        Once begun it is not cancelled.
+        """
+        async with self.alone(info.digest):
+            with trio.CancelScope(shield=True):
+                self._placing.add(info.digest)
+                try:
+                    await trio.to_thread.run_sync(self.disk.publish, source, info.digest)
+                    self._materialized.discard(info.digest)
+                    try:
+                        info = await self.index.publish(info, FILE, leaves, nodes)
+                    except StoreError:
+                        await self._take_back(source, info.digest)
+                        raise
+                finally:
+                    self._placing.discard(info.digest)
+        self.feed.publish([multihash for multihash, _ in leaves] + [block.cid.multihash for block in nodes])
+        return info
+
+    async def _take_back(self, source: Path, digest: Digest) -> None:
+        """The row could not be written: the file is not published, unless the blob was here before."""
+        row = self.index.blob(digest)
+        if row is None or row.state != FILE:
+            with naming_errors():
+                await trio.to_thread.run_sync(os.rename, self.disk.blob_path(digest), source)
+
+    async def publish_inline(self, info: BlobInfo, content: Block) -> BlobInfo:
+        """Make *content*, the only leaf and already checked, the blob; on return it survives a power cut."""
+        async with self.alone(info.digest):
+            with trio.CancelScope(shield=True):
+                info = await self.index.publish(info, INLINE, [], [content])
+        self.feed.publish([content.cid.multihash])
+        return info
+
+    # ------------------------------------------------------------- reading
+
+    def materialize(self, info: BlobInfo) -> Path | None:
+        """A file with the bytes of an inline blob; None if they are gone. Blocks, for a few dozen microseconds.
+
+        Files of earlier runs are not trusted: they were never fsynced.
+        """
+        path = self.disk.blob_path(info.digest)
+        if info.digest in self._materialized and path.exists():
+            return path
+        data = self.index.small_block(info.root.multihash)
+        if data is None:
+            return None
+        self.disk.materialize(info.digest, data)
+        self._materialized.add(info.digest)
+        return path
+
+    # -------------------------------------------------------- taking away
+
+    async def remove(self, digest: Digest) -> bool:
+        """Delete a whole blob. False: there is none."""
+        async with self.alone(digest):
+            row = self.index.blob(digest)
+            if row is None or not row.is_whole:
+                return False
+            with trio.CancelScope(shield=True):
+                await self.index.forget(digest)
+                self._materialized.discard(digest)
+                await trio.to_thread.run_sync(self.disk.remove, self.disk.blob_path(digest))
+        return True
+
+    async def demote(self, digest: Digest, is_damaged: Callable[[], Awaitable[bool]]) -> None:
+        """Count a whole blob as arriving, if it is damaged still. Its file becomes what has arrived of it.
+
+        *is_damaged* is asked once more, because a good copy may have come since the discovery.
+        """
+        async with self.alone(digest):
+            row = self.index.blob(digest)
+            if row is None or not row.is_whole or not await is_damaged():
+                return
+            logger.error("blob %s is damaged; what is missing of it has to be fetched again", digest)
+            with trio.CancelScope(shield=True):
+                await self.index.demote(digest)
+                self._materialized.discard(digest)
+                await trio.to_thread.run_sync(self._set_aside, digest, row.state == FILE)
+
+    def _set_aside(self, digest: Digest, keep: bool) -> None:
+        place, aside = self.disk.blob_path(digest), self.disk.arriving_path(digest)
+        with naming_errors():
+            if keep and place.exists() and not aside.exists():
+                os.rename(place, aside)
+            else:
+                place.unlink(missing_ok=True)
+
+    async def remove_file(self, path: Path) -> None:
+        """Delete a file whose bytes are published already. If it cannot be, the sweep or the expiry will."""
+        with trio.CancelScope(shield=True):
+            try:
+                await trio.to_thread.run_sync(self.disk.remove, path)
+            except StoreError as error:
+                logger.warning("%s was not removed: %s", path, error)
+
+    # ------------------------------------------------------------ sweeping
+
+    async def sweep(self) -> None:
+        """Delete files that no row knows, left by a crash. May run beside everything else."""
+        for files, is_known in (
+            (self.disk.blob_files, self._is_blob),
+            (self.disk.arriving_files, self._is_arriving),
+        ):
+            for path, digest in await trio.to_thread.run_sync(lambda files=files: list(files())):
+                # Looked up and deleted without a pause: whoever publishes is either in `_placing` or has a row.
+                if digest is None or not is_known(digest):
+                    self.disk.remove(path)
+                    logger.info("removed %s, left over from an interrupted write", path)
+                await trio.lowlevel.checkpoint()
+
+    def _is_blob(self, digest: Digest) -> bool:
+        if digest in self._placing or digest in self._materialized:
+            return True
+        row = self.index.blob(digest)
+        return row is not None and row.state == FILE
+
+    def _is_arriving(self, digest: Digest) -> bool:
+        row = self.index.blob(digest)
+        return row is not None and not row.is_whole
+
+
+async def _contained(task: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await task()
+    except StoreError:
+        logger.warning("work in the background of the store failed", exc_info=True)

@@ -99,6 +99,11 @@ def repository_of(key: str) -> str | None:
     return name if mark else None
 
 
+def end_of_repository(name: str) -> str:
+    """Sorts behind every key of the repository and before every key of the repositories below it."""
+    return f"{ROOT}{name}/_\x7f"
+
+
 def _load(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_RECORD_BYTES:
         raise MalformedData(f"record of {len(data)} bytes")

@@ -146,8 +146,8 @@ class Registry(Protocol):
     async def mount_blob(self, repository: RepositoryName, digest: Digest, source: RepositoryName | None) -> BlobStat:
         """Let *repository* serve a blob of *source* (None: of any repository) without an upload. Raises BlobUnknown."""
 
-    async def start_upload(self, repository: RepositoryName) -> UploadSession:
-        """Begin a push."""
+    async def start_upload(self, repository: RepositoryName, algorithm: str = "sha256") -> UploadSession:
+        """Begin a push. *algorithm* is that of the digest expected at its end; another one costs a second pass."""
 
     async def resume_upload(self, repository: RepositoryName, upload_id: str) -> UploadSession:
         """A push begun before, also before a restart.

@@ -8,15 +8,15 @@ state never enters the name store, and a blob of one repository stays invisible 
 from __future__ import annotations
 
 import sqlite3
+import time
 
 from ipfsreg.blockstore.interface import BlobInfo
-from ipfsreg.crdt.interface import Names
 from ipfsreg.database import Database
 from ipfsreg.ipld.cid import Cid
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName
-from ipfsreg.registry import catalog
-from ipfsreg.registry.catalog import LinkRecord, ManifestRecord
+from ipfsreg.registry.catalog import LinkRecord
+from ipfsreg.registry.records import Records
 
 _TABLES = (
     """
@@ -35,34 +35,27 @@ _TABLES = (
 class Links:
     """Links of all repositories, replicated and pending."""
 
-    def __init__(self, database: Database, names: Names) -> None:
+    def __init__(self, database: Database, records: Records) -> None:
         self._database = database
-        self._names = names
+        self._records = records
 
     @classmethod
-    async def open(cls, database: Database, names: Names) -> Links:
+    async def open(cls, database: Database, records: Records) -> Links:
         """Bring the table up to date and return the links."""
         await database.prepare("registry", _TABLES)
-        return cls(database, names)
+        return cls(database, records)
 
     def find(self, repository: RepositoryName, digest: Digest) -> LinkRecord | None:
-        """What *repository* may serve under *digest*: a linked blob, one of its manifests, or a pending blob.
-
-        Raises:
-            MalformedData: a replicated record that cannot be read.
-        """
+        """What *repository* may serve under *digest*: a linked blob, one of its manifests, or a pending blob."""
         return self.replicated(repository, digest) or self._pending(repository, digest)
 
     def replicated(self, repository: RepositoryName, digest: Digest) -> LinkRecord | None:
-        """The link that every node sees, or None. Raises MalformedData."""
-        data = self._names.get(catalog.link_key(repository, digest))
-        if data is not None:
-            return LinkRecord.decode(digest, data)
-        data = self._names.get(catalog.manifest_key(repository, digest))
-        if data is not None:
-            manifest = ManifestRecord.decode(digest, data)
-            return LinkRecord(manifest.size, manifest.root)
-        return None
+        """The link that every node sees, or None."""
+        link = self._records.link(repository, digest)
+        if link is not None:
+            return link
+        manifest = self._records.manifest(repository, digest)
+        return None if manifest is None else LinkRecord(manifest.size, manifest.root)
 
     def _pending(self, repository: RepositoryName, digest: Digest) -> LinkRecord | None:
         row = self._database.read(
@@ -75,9 +68,9 @@ class Links:
         row = self._database.read("SELECT 1 FROM pending_links WHERE repository = ? LIMIT 1", (repository,)).fetchone()
         return row is not None
 
-    async def add_pending(self, repository: RepositoryName, digest: Digest, link: LinkRecord, *, now_s: int) -> None:
+    async def add_pending(self, repository: RepositoryName, digest: Digest, link: LinkRecord) -> None:
         """Let *repository* serve the blob here until a manifest names it; durable on return."""
-        row = (repository, str(digest), link.size, bytes(link.root), now_s)
+        row = (repository, str(digest), link.size, bytes(link.root), int(time.time()))
 
         def add(db: sqlite3.Connection) -> None:
             db.execute("INSERT OR REPLACE INTO pending_links VALUES (?, ?, ?, ?, ?)", row)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import time
 from dataclasses import dataclass, field
 
 from ipfsreg.blockstore.interface import BlobStore, BlobUpload
@@ -57,9 +56,9 @@ class Uploads:
         self._secret = secret
         self._held: set[str] = set()
 
-    async def start(self, repository: RepositoryName) -> Upload:
+    async def start(self, repository: RepositoryName, algorithm: str) -> Upload:
         """Begin a push; the caller holds it until `release`."""
-        received = await self._blobs.create_upload()
+        received = await self._blobs.create_upload(algorithm)
         upload = Upload(f"{received.id}.{self._seal(received.id, repository)}", repository, received, self)
         self._held.add(upload.id)
         return upload
@@ -88,7 +87,7 @@ class Uploads:
         info = self._blobs.stat(digest)
         assert info is not None
         if self._links.replicated(repository, digest) is None:
-            await self._links.add_pending(repository, digest, link_of(info), now_s=int(time.time()))
+            await self._links.add_pending(repository, digest, link_of(info))
 
     def _seal(self, stored_id: str, repository: RepositoryName) -> str:
         text = f"{stored_id}\n{repository}".encode()

@@ -1,0 +1,5 @@
+"""`python -m ipfsreg`."""
+
+from ipfsreg.cli.main import main
+
+main()

@@ -1,0 +1,130 @@
+"""`ipfsreg init`: a directory with everything one node needs to start."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipfsreg.config import load_config, parse_host_port
+from ipfsreg.errors import ConfigError, MalformedData
+from ipfsreg.node import identity_of
+from ipfsreg.p2p.pnet import PSK_BYTES, format_swarm_key, parse_swarm_key
+from ipfsreg.peer_id import PeerId
+
+FIRST_PEER_PORT = 4619
+FIRST_HTTP_PORT = 5000
+PORTS_TRIED = 100
+
+_NODE_TOML = """\
+# One ipfsreg node. Every key is optional and can also come from the environment
+# (IPFSREG_P2P_LISTEN_ADDRS=…). What each of them means: docs/configuration.md.
+
+[node]
+datastore_path = {datastore}
+log_level = "info"                # debug, info, warning, error
+
+[p2p]
+# Where other nodes reach this one. The daemon prints each in full when it starts.
+listen_addrs = [{listen}]
+# Nodes of the swarm to enter it by, each with its /p2p/<peer ID>.
+bootstrappers = [{bootstrappers}]
+# The swarm's pre-shared key: who has this file is in. Copy it to the other nodes, keep it secret.
+protector_key = {swarm_key}
+
+[crdt]
+# Nodes replicate names with whoever is in this topic of the same swarm.
+pubsub_topic = "ipfs-registry"
+# Peer IDs whose writes are taken; "*" is everybody who has the swarm key.
+trusted_peers = ["*"]
+
+[http]
+# Where docker, podman, containerd and skopeo reach the registry.
+listen = [{http}]
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Initialised:
+    """What was written."""
+
+    config: Path
+    swarm_key: Path
+    peer_id: PeerId
+
+
+def initialise(
+    directory: Path, *, joins: Sequence[str], swarm_key: Path | None, listen: str | None, http: str | None
+) -> Initialised:
+    """Write node.toml, swarm.key and an identity into *directory*; nothing that exists is overwritten.
+
+    Raises:
+        ConfigError: there is a node already, or an argument is not what it should be.
+    """
+    directory = directory.absolute()
+    config_path, key_path = directory / "node.toml", directory / "swarm.key"
+    for path in (config_path, key_path):
+        if path.exists() and not (swarm_key and path.samefile(swarm_key)):
+            raise ConfigError("--dir", str(directory), f"{path.name} exists already; choose another directory")
+    if swarm_key is not None:
+        _check_swarm_key(swarm_key)
+    listen = listen or f"/ip4/0.0.0.0/tcp/{_free_port('0.0.0.0', FIRST_PEER_PORT)}"  # noqa: S104 - peers come from anywhere
+    http = http or f"127.0.0.1:{_free_port('127.0.0.1', FIRST_HTTP_PORT)}"
+    parse_host_port("--http", http)
+    directory.mkdir(parents=True, exist_ok=True)
+    if swarm_key is None:
+        _write_secret(key_path, format_swarm_key(secrets.token_bytes(PSK_BYTES)))
+    elif not key_path.exists():
+        shutil.copyfile(swarm_key, key_path)
+        key_path.chmod(0o600)
+    config_path.write_text(
+        _NODE_TOML.format(
+            datastore=_quote(str(directory / "data")),
+            listen=_quote(listen),
+            bootstrappers=", ".join(map(_quote, joins)),
+            swarm_key=_quote(str(key_path)),
+            http=_quote(http),
+        ),
+        encoding="utf-8",
+    )
+    try:
+        config = load_config(config_path, {})
+    except ConfigError:
+        config_path.unlink()
+        raise
+    return Initialised(config_path, key_path, identity_of(config).peer_id)
+
+
+def _check_swarm_key(path: Path) -> None:
+    try:
+        parse_swarm_key(path.read_bytes())
+    except OSError as error:
+        raise ConfigError("--swarm-key", str(path), f"cannot be read: {error.strerror}") from None
+    except MalformedData as error:
+        raise ConfigError("--swarm-key", str(path), str(error)) from None
+
+
+def _quote(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _write_secret(path: Path, data: bytes) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+
+
+def _free_port(host: str, first: int) -> int:
+    """The first port from *first* on that nothing listens at now, so that several nodes on one machine just start."""
+    for port in range(first, first + PORTS_TRIED):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return port
+    raise ConfigError("--http", f"{host}:{first}", f"no free port in the {PORTS_TRIED} from {first} on; give one")

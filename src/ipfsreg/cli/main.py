@@ -1,0 +1,115 @@
+"""The command line: `ipfsreg init | daemon | id | status`.
+
+Commands import what they run when they run it: `ipfsreg --help` must not load a network stack.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from ipfsreg import __version__
+from ipfsreg.config import Config, load_config
+from ipfsreg.errors import IpfsregError
+
+CONFIG_OPTION = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    envvar="IPFSREG_CONFIG",
+    help="The node's TOML file; without one, defaults and the environment.",
+)
+
+
+class _Group(click.Group):
+    """Turns our own failures into one line and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except IpfsregError as error:
+            raise click.ClickException(str(error)) from error
+        except BaseExceptionGroup as group:
+            # A part that cannot start fails inside nurseries, which wrap what it said.
+            found = _only_failure(group)
+            if found is None:
+                raise
+            raise click.ClickException(str(found)) from group
+
+
+def _only_failure(group: BaseExceptionGroup[BaseException]) -> IpfsregError | None:
+    ours, rest = group.split(IpfsregError)
+    if ours is None or rest is not None:
+        return None
+    first: BaseException = ours
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    assert isinstance(first, IpfsregError)
+    return first
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ipfsreg")
+def main() -> None:
+    """A container registry with no centre: push to any node, pull from every other."""
+
+
+@main.command()
+@click.option("--dir", "directory", type=click.Path(path_type=Path, file_okay=False), required=True)
+@click.option(
+    "--join", "joins", multiple=True, metavar="MULTIADDR", help="A node of the swarm, as its daemon tells it."
+)
+@click.option(
+    "--swarm-key", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The swarm's key; else a new one."
+)
+@click.option("--listen", metavar="MULTIADDR", help="Where peers reach it [/ip4/0.0.0.0/tcp/4619 or the next free].")
+@click.option("--http", metavar="HOST:PORT", help="Where clients reach it [127.0.0.1:5000 or the next free].")
+def init(directory: Path, joins: tuple[str, ...], swarm_key: Path | None, listen: str | None, http: str | None) -> None:
+    """Write a node's configuration, identity and swarm key."""
+    from ipfsreg.cli.init import initialise
+
+    made = initialise(directory, joins=joins, swarm_key=swarm_key, listen=listen, http=http)
+    click.echo(f"peer ID    {made.peer_id}")
+    click.echo(f"swarm key  {made.swarm_key}")
+    click.echo(f"start it   ipfsreg daemon --config {made.config}")
+
+
+@main.command()
+@CONFIG_OPTION
+def daemon(config_path: Path | None) -> None:
+    """Run a node until SIGTERM or SIGINT."""
+    from ipfsreg.cli.daemon import run
+
+    run(_load(config_path))
+
+
+@main.command(name="id")
+@CONFIG_OPTION
+def show_id(config_path: Path | None) -> None:
+    """Print the node's peer ID, running or not."""
+    from ipfsreg.node import identity_of
+
+    click.echo(identity_of(_load(config_path)).peer_id)
+
+
+@main.command()
+@CONFIG_OPTION
+@click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
+def status(config_path: Path | None, as_json: bool) -> None:
+    """Ask the running node for its peers, heads, tags, blobs and bytes."""
+    from ipfsreg.cli.status import ask, describe
+
+    answer = ask(_load(config_path))
+    click.echo(json.dumps(answer, indent=2) if as_json else describe(answer))
+
+
+def _load(path: Path | None) -> Config:
+    return load_config(path, os.environ)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

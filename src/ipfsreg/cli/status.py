@@ -1,0 +1,62 @@
+"""`ipfsreg status`: what the running node says of itself through its admin door."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from ipfsreg.config import Config
+from ipfsreg.errors import IpfsregError
+from ipfsreg.node import admin_socket_of
+
+TIMEOUT_S = 10.0
+
+
+class NotRunning(IpfsregError):
+    """No node answers at the admin door."""
+
+
+def ask(config: Config) -> dict[str, Any]:
+    """Ask the node that runs on *config*'s datastore.
+
+    Raises:
+        NotRunning: none does.
+    """
+    door = admin_socket_of(config)
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(door)), timeout=TIMEOUT_S) as client:
+            answer = client.get("http://admin/status").raise_for_status().json()
+    except httpx.HTTPError as error:
+        raise NotRunning(f"no running node answers at {door}: {error}") from error
+    assert isinstance(answer, dict)
+    return answer
+
+
+def describe(answer: dict[str, Any]) -> str:
+    """*answer* for a person, a line a fact."""
+    rows = [
+        ("peer ID", answer["peer_id"]),
+        ("version", answer["version"]),
+        ("up", f"{answer['up_s']:.0f} s"),
+        ("swarm", "private" if answer["private"] else "public"),
+        ("replica", "ready" if answer["replica"]["ready"] else "catching up"),
+        ("heads", f"{len(answer['replica']['heads'])} at height {answer['replica']['height']}"),
+        ("repositories", answer["repositories"]),
+        ("tags", answer["tags"]),
+        ("blobs", f"{answer['blobs']}, {_human(answer['bytes'])}"),
+        ("peers", len(answer["peers"])),
+    ]
+    lines = [f"{name:<13} {value}" for name, value in rows]
+    lines += [f"  {peer['peer_id']}  {peer['addr']}" for peer in answer["peers"]]
+    lines += [f"  bootstrapper {one['addr']}: {one['state']}" for one in answer["bootstrappers"]]
+    return "\n".join(lines)
+
+
+def _human(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -1,0 +1,308 @@
+"""One node: every part opened bottom-up, closed top-down. The one place that knows every implementation.
+
+    async with open_node(config) as node:
+        await stopped.wait()
+
+What the start tells at INFO, and in which order, is a contract: people copy the multiaddrs from it and scripts wait
+for its last line (docs/operations.md).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import fcntl
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from ipfsreg import __version__
+from ipfsreg.bitswap.service import open_bitswap
+from ipfsreg.bitswap.settings import BitswapSettings
+from ipfsreg.blockstore.interface import BlobStore
+from ipfsreg.blockstore.store import open_blobstore
+from ipfsreg.config import Config
+from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica, trusting
+from ipfsreg.database import open_database
+from ipfsreg.errors import AlreadyRunning, ConfigError, MalformedData
+from ipfsreg.http.admin import make_admin
+from ipfsreg.http.app import make_app
+from ipfsreg.http.connection import ServerSettings
+from ipfsreg.http.server import open_server
+from ipfsreg.p2p.addresses import split_peer
+from ipfsreg.p2p.host import Host, NetworkSettings, open_network
+from ipfsreg.p2p.identity import Identity
+from ipfsreg.p2p.interface import PeerInfo
+from ipfsreg.p2p.pnet import PSK_BYTES, fingerprint, parse_swarm_key
+from ipfsreg.p2p.redial import Redial, open_redial
+from ipfsreg.peer_id import PeerId
+from ipfsreg.pubsub.service import open_pubsub
+from ipfsreg.registry.service import LocalRegistry, RegistrySettings, derive_upload_secret, open_registry
+
+logger = logging.getLogger(__name__)
+
+FIRST_DIAL_S = 2.0
+"""How long the start waits for bootstrappers before it tells how it stands with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A running node."""
+
+    config: Config
+    host: Host
+    redial: Redial
+    blobs: BlobStore
+    replica: Replica
+    registry: LocalRegistry
+    started_at: float
+    """On trio's clock."""
+
+    async def status(self) -> dict[str, Any]:
+        """What `ipfsreg status` shows, as JSON has it."""
+        repositories, tags = self.registry.count_tags()
+        blobs = list(self.blobs.blobs())
+        replica = self.replica.status()
+        return {
+            "version": __version__,
+            "peer_id": str(self.host.peer_id),
+            "up_s": trio.current_time() - self.started_at,
+            "private": self.config.is_private,
+            "topic": self.config.crdt.pubsub_topic,
+            "listen": [f"{addr}/p2p/{self.host.peer_id}" for addr in self.host.listen_addrs()],
+            "peers": [
+                {
+                    "peer_id": str(peer.peer),
+                    "addr": peer.addr,
+                    "dialed": peer.dialed,
+                    "agent": peer.agent,
+                    "rtt_s": peer.rtt_s,
+                    "bytes_in": peer.bytes_in,
+                    "bytes_out": peer.bytes_out,
+                }
+                for peer in self.host.status()
+            ],
+            "bootstrappers": [
+                {"addr": f"{state.addrs[0] if state.addrs else ''}/p2p/{state.peer}", "state": _describe(state)}
+                for state in self.redial.states()
+            ],
+            "replica": {
+                "ready": replica.synced,
+                "heads": [str(head) for head in replica.heads],
+                "height": replica.height,
+                "names": replica.names,
+                "tips_wanted": replica.tips_wanted,
+                "nodes_wanted": replica.nodes_wanted,
+                "quarantined": replica.quarantined,
+                "last_merge_at": replica.last_merge_at,
+            },
+            "repositories": repositories,
+            "tags": tags,
+            "blobs": len(blobs),
+            "bytes": sum(info.size for info in blobs),
+        }
+
+
+def _describe(state: Any) -> str:
+    if state.connected:
+        return "connected"
+    return f"not reached in {state.failures} attempts: {state.last_error}" if state.failures else "not dialled yet"
+
+
+# ------------------------------------------------------------------ what lies in the datastore
+
+
+def admin_socket_of(config: Config) -> Path:
+    """Where the node on this datastore answers its operator."""
+    return Path(config.node.datastore_path) / "admin.sock"
+
+
+def identity_of(config: Config) -> Identity:
+    """The node's identity: the configured key, or the datastore's, made on first use.
+
+    Raises:
+        ConfigError: a key that is none, or a datastore that cannot be written.
+    """
+    if config.node.private_key:
+        return _read_key("node.private_key", config.node.private_key, shown="…")
+    path = Path(config.node.datastore_path) / "identity.key"
+    if path.exists():
+        try:
+            return _read_key(str(path), path.read_text(), shown="…")
+        except OSError as error:
+            raise ConfigError("node.datastore_path", str(path), f"cannot be read: {error.strerror}") from None
+    identity = Identity.generate()
+    _make_directory(path.parent)
+    text = base64.b64encode(identity.to_protobuf()).decode() + "\n"
+    beside = path.with_suffix(".new")
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(path)
+    return identity
+
+
+def _read_key(key: str, text: str, shown: str) -> Identity:
+    try:
+        return Identity.from_protobuf(base64.b64decode(text.strip(), validate=True))
+    except (binascii.Error, MalformedData) as error:
+        raise ConfigError(key, shown, f"not the base64 of a libp2p Ed25519 private key: {error}") from None
+
+
+def psk_of(config: Config) -> bytes | None:
+    """The swarm's key: hex digits or a swarm.key file. Raises ConfigError; its text never shows the key."""
+    text = config.p2p.protector_key
+    if not text:
+        return None
+    if len(text) == 2 * PSK_BYTES and not Path(text).exists():
+        try:
+            return bytes.fromhex(text)
+        except ValueError:
+            raise ConfigError("p2p.protector_key", "…", "64 hex digits, or the path of a swarm.key file") from None
+    try:
+        return parse_swarm_key(Path(text).read_bytes())
+    except OSError as error:
+        right = f"64 hex digits, or the path of a swarm.key file ({error.strerror})"
+        raise ConfigError("p2p.protector_key", text if "/" in text else "…", right) from None
+    except MalformedData as error:
+        raise ConfigError("p2p.protector_key", text, f"is not a swarm.key file: {error}") from None
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError("node.datastore_path", str(path), f"cannot be created: {error.strerror}") from None
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    """Be the only process on this datastore. The lock goes with the process, however that ends."""
+    _make_directory(directory)
+    try:
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError("node.datastore_path", str(directory), f"cannot be written: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            raise AlreadyRunning(f"another ipfsreg (process {holder}) runs on the datastore {directory}") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _peer_infos(multiaddrs: tuple[str, ...]) -> list[PeerInfo]:
+    """One entry a peer, with all its addresses."""
+    addrs: dict[PeerId, list[str]] = {}
+    for text in multiaddrs:
+        try:
+            addr, peer = split_peer(text)
+        except MalformedData as error:
+            raise ConfigError("p2p.bootstrappers", text, str(error)) from None
+        assert peer is not None  # config.py checked that
+        addrs.setdefault(peer, []).append(addr)
+    return [PeerInfo(peer, tuple(known)) for peer, known in addrs.items()]
+
+
+def _replica_settings(config: Config, ourselves: PeerId) -> ReplicaSettings:
+    trusted = config.crdt.trusted_peers
+    if trusted is None:
+        if config.is_private:
+            return ReplicaSettings(trusted_peers=None)
+        logger.warning("on the public network nobody's writes are taken until crdt.trusted_peers names who is trusted")
+        return ReplicaSettings(trusted_peers=frozenset({ourselves}))
+    try:
+        return ReplicaSettings(trusted_peers=trusting(trusted))
+    except MalformedData as error:
+        raise ConfigError("crdt.trusted_peers", list(trusted), f'peer IDs, or "*" for everybody: {error}') from None
+
+
+# --------------------------------------------------------------------------------------- running
+
+
+@asynccontextmanager
+async def open_node(config: Config) -> AsyncIterator[Node]:
+    """Run a node for as long as the block lasts. Leaving finishes the requests in flight (bounded), then closes.
+
+    Raises:
+        AlreadyRunning: its datastore or one of its ports is in use.
+        ConfigError: a key whose value does not work on this machine.
+        StoreDamaged: the datastore's database cannot be read.
+    """
+    started_at = trio.current_time()
+    directory = Path(config.node.datastore_path)
+    psk = psk_of(config)
+    bootstrappers = _peer_infos(config.bootstrappers)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_lock(directory))
+        identity = identity_of(config)
+        replica_settings = _replica_settings(config, identity.peer_id)
+        database = await stack.enter_async_context(open_database(directory / "node.db"))
+        store, blobs = await stack.enter_async_context(open_blobstore(directory, database))
+        logger.info("datastore %s", directory)
+        logger.info("peer ID %s", identity.peer_id)
+        network = NetworkSettings(
+            listen_addrs=config.p2p.listen_addrs, announce_addrs=config.p2p.announce_addrs, psk=psk
+        )
+        host = await stack.enter_async_context(open_network(identity, network, database))
+        for addr in host.listen_addrs():
+            logger.info("listening on %s/p2p/%s", addr, identity.peer_id)
+        pubsub = await stack.enter_async_context(open_pubsub(host))
+        topic = await stack.enter_async_context(pubsub.join(config.crdt.pubsub_topic))
+        logger.info("topic %s", topic.name)
+        logger.info("swarm %s", "public" if psk is None else f"private, key fingerprint {fingerprint(psk)}")
+        exchange = BitswapSettings(patience_s=config.fetch.patience_s)
+        bitswap = await stack.enter_async_context(open_bitswap(host, store, None, exchange))
+        redial = await stack.enter_async_context(open_redial(host, bootstrappers, remembered=host.remembered))
+        replica = await stack.enter_async_context(open_replica(database, store, bitswap, topic, replica_settings))
+        await _tell_bootstrappers(redial)
+        await replica.wait_synced()
+        logger.info("replica ready, %d heads at height %d", len(replica.heads()), replica.status().height)
+        registry = await stack.enter_async_context(
+            open_registry(
+                database=database,
+                names=replica,
+                blobs=blobs,
+                bitswap=bitswap,
+                peer=identity.peer_id,
+                upload_secret=derive_upload_secret(identity.to_protobuf()),
+                settings=RegistrySettings(
+                    give_up_s=config.fetch.give_up_s, finish_without_client=config.fetch.finish_without_client
+                ),
+            )
+        )
+        node = Node(config, host, redial, blobs, replica, registry, started_at)
+        admin = make_admin({"/status": node.status})
+        door = f"unix:{admin_socket_of(config)}"
+        await stack.enter_async_context(open_server(admin, listen=[door], settings=ServerSettings(drain_s=1.0)))
+        front = ServerSettings(drain_s=config.node.drain_s)
+        server = await stack.enter_async_context(
+            open_server(make_app(registry), listen=config.http.listen, settings=front)
+        )
+        for place in server.places:
+            logger.info("registry at http://%s", place)
+        yield node
+        logger.info("stopping: no new requests, %d connections to finish", server.connections)
+
+
+async def _tell_bootstrappers(redial: Redial) -> None:
+    if not redial.states():
+        logger.info("bootstrappers none")
+        return
+    with trio.move_on_after(FIRST_DIAL_S):
+        while not any(state.connected or state.failures for state in redial.states()):
+            await redial.wait_changed()
+    for state in redial.states():
+        logger.info("bootstrapper %s", state)

@@ -1,0 +1,58 @@
+"""Keeping up with the swarm: manifests that peers push are fetched as soon as their names arrive.
+
+They are small, and a node that has them answers every question about an image, and the first two requests of every
+pull, also when whoever pushed it is gone. Layers stay where they are until somebody pulls them here.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from ipfsreg.blockstore.interface import BlobStore
+from ipfsreg.crdt.interface import Names
+from ipfsreg.errors import DigestInvalid, IpfsregError, MalformedData
+from ipfsreg.oci.digest import Digest
+from ipfsreg.oci.manifest import MAX_MANIFEST_BYTES
+from ipfsreg.registry import catalog
+from ipfsreg.registry.catalog import LinkRecord, ManifestRecord
+from ipfsreg.registry.fetching import Fetches
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 8
+"""Manifests fetched side by side."""
+
+
+async def follow_manifests(names: Names, blobs: BlobStore, fetches: Fetches) -> None:
+    """Fetch each manifest that is named from now on, for ever. One that nobody has now is fetched when it is pulled."""
+    slots = trio.Semaphore(AT_ONCE)
+    async with trio.open_nursery() as nursery, names.changes([catalog.ROOT]) as changes:
+        async for change in changes:
+            wanted = _wanted(change.key, change.new)
+            if wanted is None or blobs.stat(wanted[0]) is not None:
+                continue
+            await slots.acquire()
+            nursery.start_soon(_fetch, fetches, *wanted, slots)
+
+
+def _wanted(key: str, value: bytes | None) -> tuple[Digest, LinkRecord] | None:
+    repository, mark, text = key.rpartition("/_m/")
+    if not mark or not repository or value is None:
+        return None
+    try:
+        digest = Digest.parse(text)
+        record = ManifestRecord.decode(digest, value)
+    except (DigestInvalid, MalformedData):
+        return None
+    return (digest, LinkRecord(record.size, record.root)) if record.size <= MAX_MANIFEST_BYTES else None
+
+
+async def _fetch(fetches: Fetches, digest: Digest, link: LinkRecord, slots: trio.Semaphore) -> None:
+    try:
+        await fetches.fetch_whole(digest, link)
+    except IpfsregError as error:
+        logger.info("manifest %s is not here yet: %s", digest, error)
+    finally:
+        slots.release()

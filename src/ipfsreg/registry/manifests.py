@@ -1,0 +1,174 @@
+"""Manifests and tags: what one push writes, and what one delete takes away.
+
+One manifest push is one delta: the manifest, the links of its blobs, its tags, their history and its place among the
+referrers of its subject travel together, so no node ever sees a tag without what it names.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+from ipfsreg.blockstore.interface import BlobInfo, BlobStore
+from ipfsreg.crdt.interface import Change, Delete, Names, Put
+from ipfsreg.errors import DigestMismatch, ManifestBlobUnknown, ManifestUnknown, NameUnknown
+from ipfsreg.oci.digest import Digest
+from ipfsreg.oci.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
+from ipfsreg.oci.names import Reference, RepositoryName, Tag
+from ipfsreg.peer_id import PeerId
+from ipfsreg.registry import catalog
+from ipfsreg.registry.catalog import ManifestRecord, MoveRecord, ReferrerRecord, TagRecord
+from ipfsreg.registry.fetching import Fetches
+from ipfsreg.registry.interface import Descriptor, ManifestContent, ManifestPushed, ManifestStat
+from ipfsreg.registry.links import Links
+from ipfsreg.registry.records import Records
+
+MAX_ANNOTATION_BYTES = 16 * 1024
+"""Annotations above this are left out of a referrers index (they stay in the manifest): every node keeps the index."""
+
+
+class Manifests:
+    """The manifests and tags of all repositories."""
+
+    def __init__(
+        self, names: Names, records: Records, blobs: BlobStore, links: Links, fetches: Fetches, peer: PeerId
+    ) -> None:
+        self._names = names
+        self._records = records
+        self._blobs = blobs
+        self._links = links
+        self._fetches = fetches
+        self._peer = peer
+
+    def resolve(self, repository: RepositoryName, reference: Reference) -> tuple[Digest, ManifestRecord]:
+        """What *reference* stands for now. Raises NameUnknown, ManifestUnknown."""
+        digest = reference if isinstance(reference, Digest) else self.tag_target(repository, reference)
+        record = digest and self._records.manifest(repository, digest)
+        if not digest or not record:
+            raise self._unknown(repository, reference)
+        return digest, record
+
+    def tag_target(self, repository: RepositoryName, tag: Tag) -> Digest | None:
+        """What *tag* points at, or None."""
+        record = self._records.tag(repository, tag)
+        return None if record is None else record.digest
+
+    def exists(self, repository: RepositoryName) -> bool:
+        """Whether the repository has anything in it, here or anywhere in the swarm."""
+        prefix = catalog.repository_prefix(repository)
+        return bool(self._names.scan(prefix, limit=1)) or self._links.has_pending(repository)
+
+    def _unknown(self, repository: RepositoryName, reference: Reference) -> NameUnknown | ManifestUnknown:
+        if not self.exists(repository):
+            return NameUnknown(f"no repository {repository}")
+        return ManifestUnknown(f"{repository} has no {reference}")
+
+    def stat(self, repository: RepositoryName, reference: Reference) -> ManifestStat:
+        """Raises NameUnknown, ManifestUnknown."""
+        digest, record = self.resolve(repository, reference)
+        return ManifestStat(digest, record.media_type, record.size)
+
+    async def get(self, repository: RepositoryName, reference: Reference) -> ManifestContent:
+        """Raises NameUnknown, ManifestUnknown, ContentUnavailable."""
+        digest, record = self.resolve(repository, reference)
+        if self._blobs.stat(digest) is None:
+            await self._fetches.fetch_whole(digest, catalog.LinkRecord(record.size, record.root))
+        data = await self._blobs.read_whole(digest, MAX_MANIFEST_BYTES)
+        return ManifestContent(ManifestStat(digest, record.media_type, record.size), data)
+
+    async def put(
+        self, repository: RepositoryName, reference: Reference, media_type: str, data: bytes, tags: Sequence[Tag]
+    ) -> ManifestPushed:
+        """See `Registry.put_manifest`."""
+        manifest = parse_manifest(data, media_type)
+        if isinstance(reference, Digest):
+            digest = Digest.of(data, reference.algorithm)
+            if digest != reference:
+                raise DigestMismatch(f"the manifest is {digest}, it was pushed as {reference}")
+        else:
+            digest = Digest.of(data)
+            tags = (reference, *tags)
+        linked = self._check_content(repository, manifest)
+        info = await self._blobs.put_whole(data, digest)
+        changes = [*linked.values(), *self._changes(repository, digest, info, manifest, dict.fromkeys(tags))]
+        heads = await self._names.commit(changes) if changes else self._names.heads()
+        if linked:
+            await self._links.drop_pending(repository, list(linked))
+        return ManifestPushed(digest, _subject_of(manifest), tuple(tags), heads)
+
+    def _check_content(self, repository: RepositoryName, manifest: Manifest) -> dict[Digest, Put]:
+        """The links this manifest makes real. Raises ManifestBlobUnknown."""
+        made: dict[Digest, Put] = {}
+        for blob in manifest.blobs:
+            if self._links.replicated(repository, blob.digest) is not None:
+                continue
+            link = self._links.find(repository, blob.digest)
+            if link is None:
+                raise ManifestBlobUnknown(f"{repository} has no blob {blob.digest}")
+            made[blob.digest] = Put(catalog.link_key(repository, blob.digest), link.encode(blob.digest))
+        for child in manifest.manifests:
+            if self._records.manifest(repository, child.digest) is None:
+                raise ManifestBlobUnknown(f"{repository} has no manifest {child.digest}")
+        return made
+
+    def _changes(
+        self, repository: RepositoryName, digest: Digest, info: BlobInfo, manifest: Manifest, tags: Iterable[Tag]
+    ) -> list[Change]:
+        """What this push writes beyond links; nothing that stands there already."""
+        now_us = time.time_ns() // 1000
+        subject = _subject_of(manifest)
+        record = ManifestRecord(manifest.media_type, info.size, info.root, subject)
+        changes: list[Change] = [Put(catalog.manifest_key(repository, digest), record.encode(digest))]
+        if subject is not None:
+            annotations = dict(manifest.annotations)
+            if sum(len(name) + len(value) for name, value in annotations.items()) > MAX_ANNOTATION_BYTES:
+                annotations = {}
+            referrer = ReferrerRecord(manifest.media_type, info.size, manifest.artifact_type, annotations)
+            changes.append(Put(catalog.referrer_key(repository, subject, digest), referrer.encode()))
+        for tag in tags:
+            changes += self._move(repository, tag, digest, now_us)
+        return [change for change in changes if not self._stands(change)]
+
+    def _stands(self, change: Change) -> bool:
+        return isinstance(change, Put) and self._names.get(change.key) == change.value
+
+    def _move(self, repository: RepositoryName, tag: Tag, to: Digest | None, now_us: int) -> list[Change]:
+        before = self.tag_target(repository, tag)
+        if before == to:
+            return []
+        key = catalog.tag_key(repository, tag)
+        move = MoveRecord(to, before, self._peer)
+        return [
+            Delete(key) if to is None else Put(key, TagRecord(to, now_us, self._peer).encode()),
+            Put(catalog.history_key(repository, tag, now_us, self._peer), move.encode()),
+        ]
+
+    async def delete(self, repository: RepositoryName, reference: Reference) -> None:
+        """A tag alone, or a manifest with all its tags. Raises NameUnknown, ManifestUnknown."""
+        now_us = time.time_ns() // 1000
+        if not isinstance(reference, Digest):
+            changes = self._move(repository, reference, None, now_us)
+            if not changes:
+                raise self._unknown(repository, reference)
+            await self._names.commit(changes)
+            return
+        digest, record = self.resolve(repository, reference)
+        changes = [Delete(catalog.manifest_key(repository, digest))]
+        if record.subject is not None:
+            changes.append(Delete(catalog.referrer_key(repository, record.subject, digest)))
+        for tag, pointed in self._records.tags(repository):
+            if pointed.digest == digest:
+                changes += self._move(repository, tag, None, now_us)
+        await self._names.commit(changes)
+
+    def referrers(self, repository: RepositoryName, subject: Digest, artifact_type: str | None) -> list[Descriptor]:
+        """Manifests whose subject is *subject*."""
+        return [
+            Descriptor(record.media_type, digest, record.size, record.artifact_type, record.annotations)
+            for digest, record in self._records.referrers(repository, subject)
+            if artifact_type is None or record.artifact_type == artifact_type
+        ]
+
+
+def _subject_of(manifest: Manifest) -> Digest | None:
+    return None if manifest.subject is None else manifest.subject.digest

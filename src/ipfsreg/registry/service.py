@@ -1,0 +1,216 @@
+"""One node's registry: the parts put together behind `Registry`."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from ipfsreg.bitswap.service import Bitswap
+from ipfsreg.blockstore.interface import BlobStore
+from ipfsreg.crdt.interface import Delete, Names
+from ipfsreg.database import Database
+from ipfsreg.errors import BlobUnknown, NameUnknown, Unsupported
+from ipfsreg.oci.digest import Digest
+from ipfsreg.oci.names import Reference, RepositoryName, Tag
+from ipfsreg.peer_id import PeerId
+from ipfsreg.registry import catalog
+from ipfsreg.registry.catalog import LinkRecord
+from ipfsreg.registry.fetching import Fetches
+from ipfsreg.registry.following import follow_manifests
+from ipfsreg.registry.interface import (
+    BlobContent,
+    BlobStat,
+    Descriptor,
+    ManifestContent,
+    ManifestPushed,
+    ManifestStat,
+    Page,
+    UploadSession,
+)
+from ipfsreg.registry.links import Links
+from ipfsreg.registry.manifests import Manifests
+from ipfsreg.registry.opened import LocalBlob
+from ipfsreg.registry.records import Records
+from ipfsreg.registry.uploads import Upload, Uploads
+
+UPLOADS_EXPIRE_S = 24 * 3600.0
+"""An upload that nobody has written to for a day goes, with its bytes."""
+
+EXPIRY_INTERVAL_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrySettings:
+    """How long pulls of missing content may take."""
+
+    give_up_s: float = 30.0
+    """Seconds without progress after which a fetch fails."""
+    finish_without_client: bool = True
+    """Go on with a fetch when its last reader has gone."""
+
+
+class LocalRegistry:
+    """Keeps the `Registry` promises."""
+
+    def __init__(
+        self,
+        names: Names,
+        records: Records,
+        blobs: BlobStore,
+        links: Links,
+        uploads: Uploads,
+        manifests: Manifests,
+        fetches: Fetches,
+    ) -> None:
+        self._names = names
+        self._records = records
+        self._blobs = blobs
+        self._links = links
+        self._uploads = uploads
+        self._manifests = manifests
+        self._fetches = fetches
+
+    # ------------------------------------------------------------------ blobs
+
+    async def stat_blob(self, repository: RepositoryName, digest: Digest) -> BlobStat:
+        link = self._link(repository, digest)
+        return BlobStat(digest, link.size, link.root)
+
+    def _link(self, repository: RepositoryName, digest: Digest) -> LinkRecord:
+        link = self._links.find(repository, digest)
+        if link is None:
+            raise BlobUnknown(f"{repository} has no blob {digest}")
+        return link
+
+    async def open_blob(self, repository: RepositoryName, digest: Digest) -> BlobContent:
+        link = self._link(repository, digest)
+        if self._blobs.stat(digest) is not None:
+            return LocalBlob(self._blobs.open(digest))
+        return await self._fetches.open(digest, link)
+
+    async def delete_blob(self, repository: RepositoryName, digest: Digest) -> None:
+        self._link(repository, digest)
+        if self._records.manifest(repository, digest) is not None:
+            raise Unsupported(f"{digest} is a manifest: delete it as one")
+        if self._records.link(repository, digest) is not None:
+            await self._names.commit([Delete(catalog.link_key(repository, digest))])
+        await self._links.drop_pending(repository, [digest])
+
+    async def mount_blob(self, repository: RepositoryName, digest: Digest, source: RepositoryName | None) -> BlobStat:
+        if source is None:
+            raise BlobUnknown("a mount names the repository it comes from")
+        link = self._link(source, digest)
+        if self._links.replicated(repository, digest) is None:
+            await self._links.add_pending(repository, digest, link)
+        return BlobStat(digest, link.size, link.root)
+
+    # ---------------------------------------------------------------- uploads
+
+    async def start_upload(self, repository: RepositoryName, algorithm: str = "sha256") -> Upload:
+        return await self._uploads.start(repository, algorithm)
+
+    async def resume_upload(self, repository: RepositoryName, upload_id: str) -> Upload:
+        return await self._uploads.resume(repository, upload_id)
+
+    def release_upload(self, session: UploadSession) -> None:
+        self._uploads.release(session.id)
+
+    # -------------------------------------------------------------- manifests
+
+    async def stat_manifest(self, repository: RepositoryName, reference: Reference) -> ManifestStat:
+        return self._manifests.stat(repository, reference)
+
+    async def get_manifest(self, repository: RepositoryName, reference: Reference) -> ManifestContent:
+        return await self._manifests.get(repository, reference)
+
+    async def put_manifest(
+        self, repository: RepositoryName, reference: Reference, media_type: str, data: bytes, tags: Sequence[Tag] = ()
+    ) -> ManifestPushed:
+        return await self._manifests.put(repository, reference, media_type, data, tags)
+
+    async def delete_manifest(self, repository: RepositoryName, reference: Reference) -> None:
+        await self._manifests.delete(repository, reference)
+
+    # ---------------------------------------------------------------- listing
+
+    async def tags(self, repository: RepositoryName, *, limit: int, last: str = "") -> Page:
+        prefix = catalog.tags_prefix(repository)
+        found = self._names.scan(prefix, after=prefix + last if last else "", limit=limit + 1)
+        if not found and not self._manifests.exists(repository):
+            raise NameUnknown(f"no repository {repository}")
+        return _page([key[len(prefix) :] for key, _ in found], limit)
+
+    async def repositories(self, *, limit: int, last: str = "") -> Page:
+        return _page(self._walk_repositories(limit + 1, last), limit)
+
+    def _walk_repositories(self, limit: int, last: str) -> list[str]:
+        """Repositories that have a manifest, a step of the index for each and not a scan of all its keys."""
+        found: list[str] = []
+        after = catalog.end_of_repository(last) if last else ""
+        while len(found) < limit:
+            rows = self._names.scan(catalog.ROOT, after=after, limit=1)
+            if not rows:
+                break
+            key = rows[0][0]
+            name = catalog.repository_of(key)
+            if name is None:
+                after = key
+                continue
+            after = catalog.end_of_repository(name)
+            if self._names.scan(catalog.manifests_prefix(RepositoryName(name)), limit=1):
+                found.append(name)
+        return found
+
+    async def referrers(
+        self, repository: RepositoryName, subject: Digest, artifact_type: str | None = None
+    ) -> list[Descriptor]:
+        return self._manifests.referrers(repository, subject, artifact_type)
+
+    def count_tags(self) -> tuple[int, int]:
+        """How many repositories and how many tags there are. Walks all of them: for status, not for requests."""
+        names = self._walk_repositories(1 << 62, "")
+        return len(names), sum(len(self._names.scan(catalog.tags_prefix(RepositoryName(name)))) for name in names)
+
+
+def _page(names: list[str], limit: int) -> Page:
+    return Page(tuple(names[:limit]), more=len(names) > limit)
+
+
+def derive_upload_secret(private_key: bytes) -> bytes:
+    """The key that seals upload IDs: the same after a restart, and of no use for anything else."""
+    return hmac.new(private_key, b"ipfsreg upload seal", hashlib.sha256).digest()
+
+
+@asynccontextmanager
+async def open_registry(
+    *,
+    database: Database,
+    names: Names,
+    blobs: BlobStore,
+    bitswap: Bitswap,
+    peer: PeerId,
+    upload_secret: bytes,
+    settings: RegistrySettings,
+) -> AsyncIterator[LocalRegistry]:
+    """Run the registry for as long as the block lasts. Fetches under way are kept for the next start."""
+    async with trio.open_nursery() as nursery:
+        records = Records(names)
+        links = await Links.open(database, records)
+        fetches = Fetches(nursery, blobs, bitswap, settings.give_up_s, settings.finish_without_client)
+        manifests = Manifests(names, records, blobs, links, fetches, peer)
+        registry = LocalRegistry(names, records, blobs, links, Uploads(blobs, links, upload_secret), manifests, fetches)
+        nursery.start_soon(_expire_uploads, blobs)
+        nursery.start_soon(follow_manifests, names, blobs, fetches)
+        yield registry
+        nursery.cancel_scope.cancel()
+
+
+async def _expire_uploads(blobs: BlobStore) -> None:
+    while True:
+        await blobs.expire_uploads(UPLOADS_EXPIRE_S)
+        await trio.sleep(EXPIRY_INTERVAL_S)

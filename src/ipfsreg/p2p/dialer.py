@@ -24,7 +24,7 @@ STAGGER_S = 0.2
 """Seconds between the starts of two attempts."""
 TCP_CONNECT_S = 10.0
 HANDSHAKE_S = 10.0
-TURN_S = 2.0
+TURN_S = 0.5
 """Seconds a handshake may keep the others waiting before they start theirs."""
 DIAL_S = 30.0
 """Seconds for all addresses of a peer together."""
@@ -196,6 +196,10 @@ class _Race:
                 return await self._dialer._secure(stream, self._peer, str(target))
         except trio.TooSlowError:
             raise PeerUnreachable(f"no handshake within {HANDSHAKE_S:.0f} s") from None
+        except BaseException:
+            # Already closed, as promised; certain now, whatever was raised.
+            stream.socket.close()
+            raise
         finally:
             if self._turn.statistics().owner is trio.lowlevel.current_task():
                 self._turn.release()

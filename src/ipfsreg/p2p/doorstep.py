@@ -73,11 +73,13 @@ class Doorstep:
         with trio.move_on_after(self._limits.handshake_s) as scope:
             self._silent[scope] = None
             if len(self._silent) > self._limits.silent_sockets:
-                next(iter(self._silent)).cancel()
+                oldest = next(iter(self._silent))
+                del self._silent[oldest]
+                oldest.cancel()
             try:
                 await trio.lowlevel.wait_readable(stream.socket.fileno())
             finally:
-                del self._silent[scope]
+                self._silent.pop(scope, None)
         if scope.cancelled_caught:
             raise ConnectionLost("it said nothing")
 

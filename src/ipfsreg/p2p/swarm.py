@@ -46,6 +46,8 @@ DRY_S = 3.0
 """Seconds without a stream after which a spare connection is closed, by the side with the smaller peer ID…"""
 DRY_OTHER_S = 30.0
 """…and by the other side, should that one keep it. One side first: or both might close a different one, and part."""
+LOOK_S = 1.0
+"""Seconds between two looks at a spare connection."""
 
 _NO_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -359,7 +361,7 @@ class Swarm:
         patience = DRY_S if self.identity.peer_id < peer else DRY_OTHER_S
         idle_since = trio.current_time()
         while not spare.closed.is_set():
-            with trio.move_on_after(1.0):
+            with trio.move_on_after(LOOK_S):
                 await spare.closed.wait()
             if spare in self.connections(peer)[:1]:
                 return

@@ -316,8 +316,12 @@ class Connection:
                 await self._send_bytes(_INTERNAL_ERROR, option, is_head=False)
                 return
             try:
-                await self._send(self._encode_head(response, option), more=body.end > body.start)
-                await self._send_file(descriptor, body)
+                head = self._encode_head(response, option)
+                if body.end - body.start <= _JOIN_BYTES:
+                    await self._send(head + _read_small(descriptor, body))
+                else:
+                    await self._send(head, more=True)
+                    await self._send_file(descriptor, body)
             finally:
                 os.close(descriptor)
         elif isinstance(body, StreamBody) and not is_head:
@@ -441,6 +445,15 @@ async def _closing(pieces: AsyncIterator[bytes | memoryview]) -> AsyncIterator[N
     finally:
         if isinstance(pieces, AsyncGenerator):
             await pieces.aclose()
+
+
+def _read_small(descriptor: int, body: FileBody) -> bytes:
+    """All of *body*, for one packet with its head. Raises ClientGone where the file is shorter than announced."""
+    data = os.pread(descriptor, body.end - body.start, body.start)
+    if len(data) != body.end - body.start:
+        logger.error("%s is shorter than announced", body.path)
+        raise ClientGone("the response could not be completed")
+    return data
 
 
 _date = (0, "")

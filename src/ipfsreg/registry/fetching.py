@@ -29,8 +29,11 @@ logger = logging.getLogger(__name__)
 PIECE_BYTES = 1024 * 1024
 """What a reader is given at a time: one leaf of our layout."""
 
-READ_AHEAD_BYTES = 8 * 1024 * 1024
-"""What is asked for in order ahead of a waiting reader; beyond it the order is the exchange's."""
+READ_AHEAD_BYTES = 2 * 1024 * 1024
+"""What is asked for in order ahead of a waiting reader; beyond it the order is the exchange's.
+
+Little, because nodes that pull the same image at once all ask the first holder for the same pieces here.
+"""
 
 WRITES_AT_ONCE = 4
 """Blocks on their way to the disk while further ones come in."""
@@ -48,8 +51,7 @@ class Fetch:
         self._session: BlockSession | None = None
         self._requested: set[Cid] = set()
         self._written = trio.Event()
-        self._waiting: dict[int, tuple[int, int]] = {}
-        self._next_reader = 0
+        self._waiting: dict[object, tuple[int, int]] = {}
         self._error: IpfsregError | None = None
         self._begun = trio.Event()
         self._ended = trio.Event()
@@ -118,12 +120,14 @@ class Fetch:
         self._written = trio.Event()
 
     def _want(self) -> None:
-        """Ask for what has become known of the DAG."""
+        """Ask for what has become known of the DAG: first, and in order, what readers wait for."""
         assert self._session is not None
-        new = [cid for cid in self._partial.wanted() if cid not in self._requested]
-        self._requested.update(new)
-        self._session.want(new)
-        self._urge()
+        urgent = self._urgent()
+        for part in (urgent, self._partial.wanted()):
+            new = [cid for cid in part if cid not in self._requested]
+            self._requested.update(new)
+            self._session.want(new)
+            self._session.urge(urgent)
 
     # ---------------------------------------------------------------- readers
 
@@ -169,24 +173,25 @@ class Fetch:
 
     @contextmanager
     def _waiting_for(self, start: int, stop: int) -> Iterator[None]:
-        reader = self._next_reader
-        self._next_reader += 1
-        self._waiting[reader] = (start, stop)
-        self._urge()
+        place = object()
+        self._waiting[place] = (start, stop)
+        if self._session is not None:
+            self._session.urge(self._urgent())
         try:
             yield
         finally:
-            del self._waiting[reader]
+            del self._waiting[place]
 
-    def _urge(self) -> None:
-        """Tell the exchange what readers wait for, each reader's next pieces in turn."""
-        if self._session is None:
-            return
+    def _urgent(self) -> list[Cid]:
+        """What readers wait for, and a little more. A reader that has not said where it reads begins at the start."""
+        places = list(self._waiting.values())
+        if len(places) < self.readers:
+            places.append((0, min(self.stat.size, PIECE_BYTES)))
         urgent: dict[Cid, None] = {}
-        for start, stop in self._waiting.values():
+        for start, stop in places:
             end = min(self.stat.size, stop + READ_AHEAD_BYTES)
             urgent.update(dict.fromkeys(self._partial.wanted(start, end)))
-        self._session.urge(list(urgent))
+        return list(urgent)
 
 
 def _failure_in(group: BaseExceptionGroup[BaseException]) -> IpfsregError:

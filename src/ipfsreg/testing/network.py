@@ -268,6 +268,10 @@ class MemoryEndpoint:
         with self._events.read(self.peers(), self.peers()) as events:
             yield events
 
+    def streams(self) -> list[MemoryStream]:
+        """Our ends of all streams of live connections: for tests that count traffic."""
+        return [stream for streams in self._connected.values() for stream in streams]
+
     def _tell(self, peer: PeerId, change: PeerChange) -> None:
         self._events.tell(peer, change)
 

@@ -69,12 +69,14 @@ class Herald:
         for greeting in [greeting for greeting in self._greetings if greeting.at <= now]:
             self._greetings.remove(greeting)
             saying |= {head for head in heads if head.multihash not in greeting.heard}
-        if now >= self._next_tick:
+        ticked = now >= self._next_tick
+        if ticked:
             saying |= {head for head in heads if head.multihash not in self._heard}
-            self._heard.clear()
-            self._next_tick = self._tick_after(now)
         announced = [head for head in heads if head in saying]
         self.heard(announced)
+        if ticked:
+            self._heard.clear()
+            self._next_tick = self._tick_after(now)
         return announced
 
     def next_deadline(self) -> float:

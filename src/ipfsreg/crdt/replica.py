@@ -259,6 +259,7 @@ class Replica:
                 if known == state.STORED:
                     self._walker.hint(message.author)
         if heads:
+            self._met.set()
             self._heard.set()
 
     async def _announce(self) -> None:

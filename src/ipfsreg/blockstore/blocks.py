@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,7 +11,7 @@ from functools import partial
 import trio
 
 from ipfsreg.blockstore.disk import named, read_at
-from ipfsreg.blockstore.index import LeafPlace
+from ipfsreg.blockstore.index import LeafPlace, put_blocks_in
 from ipfsreg.blockstore.outline import Leaf
 from ipfsreg.blockstore.partial import PartialBook
 from ipfsreg.blockstore.shelf import Shelf
@@ -25,7 +26,7 @@ _SMALL = 64 * 1024
 
 
 class DiskBlockstore:
-    """Keeps `Blockstore`."""
+    """Keeps `DatabaseBlockstore`."""
 
     def __init__(self, shelf: Shelf, partials: PartialBook) -> None:
         self._shelf = shelf
@@ -130,6 +131,12 @@ class DiskBlockstore:
         arrived = [block.cid.multihash for block in new if not self.has(block.cid)]
         await self._index.put_blocks(new)
         self._shelf.feed.publish(arrived)
+
+    def put_in(self, db: sqlite3.Connection, blocks: Sequence[Block]) -> None:
+        put_blocks_in(db, blocks)
+
+    def committed(self, blocks: Sequence[Block]) -> None:
+        self._shelf.feed.publish([block.cid.multihash for block in blocks])
 
     async def delete(self, cids: Iterable[Cid]) -> None:
         await self._index.delete_blocks([cid.multihash for cid in cids])

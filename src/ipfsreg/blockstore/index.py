@@ -88,6 +88,14 @@ class LeafPlace:
     leaf: Leaf
 
 
+def put_blocks_in(db: sqlite3.Connection, blocks: Sequence[Block]) -> None:
+    """Keep *blocks* as put, in the transaction *db* is in."""
+    db.executemany(
+        "INSERT INTO small_blocks (hash, own, data) VALUES (?, 1, ?) ON CONFLICT (hash) DO UPDATE SET own = 1",
+        [(block.cid.multihash, bytes(block.data)) for block in blocks],
+    )
+
+
 class Index:
     """The tables, as the store asks them."""
 
@@ -156,15 +164,7 @@ class Index:
 
     async def put_blocks(self, blocks: Sequence[Block]) -> None:
         """Keep *blocks* as put."""
-        rows = [(block.cid.multihash, bytes(block.data)) for block in blocks]
-
-        def put(db: sqlite3.Connection) -> None:
-            db.executemany(
-                "INSERT INTO small_blocks (hash, own, data) VALUES (?, 1, ?) ON CONFLICT (hash) DO UPDATE SET own = 1",
-                rows,
-            )
-
-        await self._database.write(put)
+        await self._database.write(partial(put_blocks_in, blocks=blocks))
 
     async def delete_blocks(self, multihashes: Sequence[bytes]) -> None:
         """Forget that *multihashes* were put; what belongs to no blob goes."""

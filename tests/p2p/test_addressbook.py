@@ -52,15 +52,23 @@ def test_claims_expire_and_confirmed_addresses_live_longer() -> None:
     assert book.remembered() == []
 
 
-def test_an_address_that_keeps_failing_is_a_mere_claim_again() -> None:
-    book = AddressBook(US, Clock())
+def test_an_address_that_keeps_failing_comes_last_and_is_not_forgotten() -> None:
+    clock = Clock()
+    book = AddressBook(US, clock)
     book.confirm(ALICE, ONE)
-    book.confirm(BOB, TWO)
+    clock.now -= 1
+    book.confirm(ALICE, TWO)
+    book.add(ALICE, [THREE], ttl_s=60)
     for _ in range(addressbook.FAILURES_TO_DOUBT):
-        assert [info.peer for info in book.remembered()] == [BOB, ALICE]
+        assert book.addrs_of(ALICE) == [ONE, TWO, THREE]
         book.doubt(ALICE, ONE)
-    assert [info.peer for info in book.remembered()] == [BOB]
-    assert book.addrs_of(ALICE) == [ONE]
+    assert book.addrs_of(ALICE) == [TWO, THREE, ONE]
+    for _ in range(100):
+        book.doubt(ALICE, TWO)
+    assert [info.peer for info in book.remembered()] == [ALICE], "as after a day without any network"
+    clock.now += 2
+    book.confirm(ALICE, ONE)
+    assert book.addrs_of(ALICE) == [ONE, THREE, TWO]
 
 
 def test_our_own_addresses_are_nobody_elses() -> None:

@@ -32,7 +32,8 @@ CONFIRMED_TTL_S = 14 * 86400.0
 """How long an address that worked is worth trying again."""
 MAX_TTL_S = 14 * 86400.0
 FAILURES_TO_DOUBT = 3
-"""Failed dials in a row after which a confirmed address is a mere claim again."""
+"""Failed dials in a row after which an address comes behind all others. It is not forgotten: a node that was cut off
+from everybody for a day has seen all of its addresses fail, and needs them when it is back."""
 WRITE_EVERY_S = 10.0
 
 _STEPS = [
@@ -107,18 +108,14 @@ class AddressBook:
         """A dial to *addr* failed."""
         entries = self._entries(peer)
         entry = entries.get(addr)
-        if entry is None or entry.confirmed is None:
-            return
-        entry.failures += 1
-        if entry.failures >= FAILURES_TO_DOUBT:
-            entry.confirmed = None
-            self._file(peer, entries)
+        if entry is not None:
+            entry.failures += 1
 
     def addrs_of(self, peer: PeerId) -> list[str]:
-        """What is known and not expired, confirmed first, the latest confirmed at the very front."""
+        """What is known and not expired; confirmed first, the latest confirmed at the very front, doubted last."""
         now = self._clock()
         alive = [(addr, entry) for addr, entry in self._entries(peer).items() if entry.expires > now]
-        alive.sort(key=lambda known: -(known[1].confirmed or 0.0))
+        alive.sort(key=lambda known: (known[1].failures >= FAILURES_TO_DOUBT, -(known[1].confirmed or 0.0)))
         return [addr for addr, _ in alive]
 
     def remembered(self) -> list[PeerInfo]:

@@ -15,7 +15,7 @@ import trio
 from ipfsreg.errors import ConnectionLost, LimitReached
 from ipfsreg.p2p.limits import Gate, Limits
 
-MAX_IN_LINE = 256
+MAX_IN_LINE = 128
 """Sockets that have spoken and wait for a handshake slot."""
 TELL_EVERY_S = 60.0
 """Seconds between two log lines about one address."""

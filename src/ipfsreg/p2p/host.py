@@ -6,6 +6,7 @@ async with open_network(identity, settings, database) as network:
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ from ipfsreg.p2p.observed import ObservedAddrs
 from ipfsreg.p2p.resolver import Resolver
 from ipfsreg.p2p.swarm import Swarm, open_swarm
 from ipfsreg.peer_id import PeerId
+
+INTERFACES_S = 5.0
+"""Seconds for which the machine's interfaces are not asked for again: that takes 0.2 ms, and many ask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,8 @@ class Host:
         self._book = book
         self._settings = settings
         self._observed = observed
+        self._interfaces: list[str] = []
+        self._interfaces_until = -math.inf
         self._announced = [_announced(addr) for addr in settings.announce_addrs]
 
     @property
@@ -85,8 +91,11 @@ class Host:
     def listen_addrs(self) -> list[str]:
         if self._announced:
             return list(self._announced)
-        ours = [str(addr) for addr in reachable_at(self._swarm.listeners)]
-        return list(dict.fromkeys(ours + self._observed.addrs()))
+        now = trio.current_time()
+        if now >= self._interfaces_until:
+            self._interfaces_until = now + INTERFACES_S
+            self._interfaces = [str(addr) for addr in reachable_at(self._swarm.listeners)]
+        return list(dict.fromkeys(self._interfaces + self._observed.addrs()))
 
     def peers(self) -> list[PeerId]:
         return self._swarm.peers()
@@ -137,7 +146,7 @@ class Host:
             return await self._open_on(peer, protocols)
         except ConnectionLost:
             # It had died unnoticed. Nothing has been asked of the peer yet, so one more try cannot do anything twice.
-            if self._swarm.connection(peer) is connection:
+            if not connection.closed.is_set():
                 raise
         await self._swarm.reach(peer, insist=False)
         return await self._open_on(peer, protocols)

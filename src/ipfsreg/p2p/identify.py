@@ -123,6 +123,8 @@ class Identify:
         self._agent = agent
         self._told: dict[PeerId, bytes] = {}
         """What each connected peer was told last, without what it was told about itself."""
+        self._claims: dict[PeerId, list[str]] = {}
+        """Where each connected peer says it can be found."""
         self._push_slots = trio.CapacityLimiter(PUSHES_AT_ONCE)
 
     async def run(self) -> None:
@@ -203,6 +205,8 @@ class Identify:
                 else:
                     self._told.pop(event.peer, None)
                     self._observed.forget(event.peer)
+                    # They count from now on: a peer may have been connected for longer than its claims lived.
+                    self._swarm.book.add(event.peer, self._claims.pop(event.peer, []), ttl_s=CLAIM_TTL_S)
 
     async def _ask(self, peer: PeerId) -> None:
         for pause in (*RETRY_AFTER_S, None):
@@ -228,7 +232,7 @@ class Identify:
         if connection is None:
             return
         if description.addrs:
-            claims = claims_worth_keeping(description.addrs, seen_from=connection.remote_addr)
+            claims = self._claims[peer] = claims_worth_keeping(description.addrs, seen_from=connection.remote_addr)
             self._swarm.book.add(peer, claims, ttl_s=CLAIM_TTL_S)
         # Of a connection we dialled the peer sees a port the system chose for us, of no use to anybody.
         if (

@@ -26,6 +26,8 @@ bootstrapper does not come back in one wave."""
 WANTED_PEERS = 4
 """With fewer than this many, peers of former runs are dialled too."""
 REMEMBERED_AT_ONCE = 4
+MAX_REMEMBERED = 64
+"""Peers of former runs dialled in one round, the latest."""
 PROTECTION = "bootstrapper"
 
 
@@ -147,7 +149,7 @@ class Redial:
                 rounds = 0
                 await self._changed.wait()
                 continue
-            known = self._remembered()
+            known = self._remembered()[:MAX_REMEMBERED]
             self._rng.shuffle(known)
             slots = trio.CapacityLimiter(REMEMBERED_AT_ONCE)
             async with trio.open_nursery() as nursery:

@@ -163,10 +163,14 @@ class Swarm:
         Raises:
             PeerUnreachable, LimitReached.
         """
-        connection = self.connection(peer)
-        if connection is not None:
+        for connection in self.connections(peer):
+            if connection.closed.is_set():
+                # It has ended this moment, and the task that carries it has not had its turn yet.
+                self._forget(connection)
+        usable = self.connection(peer)
+        if usable is not None:
             await trio.lowlevel.checkpoint()
-            return connection
+            return usable
         if peer == self.identity.peer_id:
             raise PeerUnreachable("that is this node itself")
         dial = self._dials.get(peer) or self._begin_dial(peer, addrs, insist)
@@ -177,9 +181,9 @@ class Swarm:
             dial.waiters -= 1
             if dial.waiters == 0 and not dial.done.is_set():
                 dial.scope.cancel()
-        connection = self.connection(peer)
-        if connection is not None:
-            return connection
+        usable = self.connection(peer)
+        if usable is not None:
+            return usable
         raise dial.failure or PeerUnreachable(f"{peer} hung up at once")
 
     def _begin_dial(self, peer: PeerId, addrs: Sequence[str], insist: bool) -> _Dial:

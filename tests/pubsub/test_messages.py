@@ -107,6 +107,28 @@ def test_the_layout_is_that_of_the_specification() -> None:
     )
 
 
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 5000])
+@pytest.mark.parametrize("key", [None, b"KEY"])
+def test_of_a_known_message_only_the_id_is_read(size: int, key: bytes | None) -> None:
+    old, new = (Message(b"A" * 38, bytes(7) + last, "t", bytes(size), b"S", key) for last in (b"1", b"2"))
+    rpc = encode_rpc(Rpc(messages=(old, new, old)))
+    assert decode_rpc(rpc, {old.id}.__contains__) == Rpc(messages=(new,), known=(old.id, old.id))
+
+
+def test_a_known_message_in_an_unusual_order_is_known_too() -> None:
+    fields = [bytes_field(3, bytes(8)), bytes_field(1, b"A"), bytes_field(5, b"S"), bytes_field(2, b"data")]
+    rpc = bytes_field(2, b"".join(fields) + bytes_field(4, b"t"))
+    message = Message(b"A", bytes(8), "t", b"data", b"S")
+    assert decode_rpc(rpc) == Rpc(messages=(message,))
+    assert decode_rpc(rpc, {message.id}.__contains__) == Rpc(known=(message.id,))
+
+
+@given(st.binary(max_size=40))
+def test_skimming_never_fails_on_what_is_cut_short(data: bytes) -> None:
+    for head in (b"", b"\x0a", b"\x0a\x01A", b"\x0a\x01A\x12", b"\x0a\x01A\x12\x02hi\x1a\x08"):
+        test_any_bytes_are_an_rpc_or_malformed.hypothesis.inner_test(bytes_field(2, head + data))  # type: ignore[attr-defined]
+
+
 def test_the_key_follows_where_the_peer_id_does_not_carry_it() -> None:
     with_key = Message(b"A", bytes(8), "t", b"", b"S", key=b"KEY")
     without = Message(b"A", bytes(8), "t", b"", b"S")

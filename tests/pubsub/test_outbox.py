@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipfsreg.pubsub.events import Urgency
 from ipfsreg.pubsub.outbox import Frame, Outbox, OutboxSettings
+from ipfsreg.testing.gossip import numbered_peer, unsigned_message
 
 CONTROL, OWN, FORWARD, GOSSIP = Urgency.CONTROL, Urgency.OWN, Urgency.FORWARD, Urgency.GOSSIP
 
@@ -72,6 +73,18 @@ def test_after_a_broken_stream_our_own_messages_are_sent_again_in_order() -> Non
     assert [each.urgency for each in unsent] == [CONTROL, OWN]
     outbox.restart(unsent)
     assert [(each.urgency, each.data[0]) for each in outbox.take(1000)] == [(OWN, 1), (OWN, 3)]
+
+
+def test_what_the_peer_turns_out_to_have_is_not_forwarded() -> None:
+    outbox = Outbox(SMALL)
+    first, second = (unsigned_message(numbered_peer(1), number, "t", b"") for number in (1, 2))
+    for message in (first, second):
+        assert outbox.put(Frame(b"x" * 10, FORWARD, message))
+    outbox.put(Frame(b"x" * 10, OWN, first))
+    outbox.cancel(first.id)
+    outbox.cancel(b"unknown")
+    assert outbox.put(Frame(b"y" * 10, FORWARD, second))
+    assert [(each.urgency, each.message) for each in outbox.take(1000)] == [(OWN, first), (FORWARD, second)]
 
 
 def test_a_stuck_outbox_does_not_begin_stuck_again_and_keeps_the_newest() -> None:

@@ -365,7 +365,7 @@ def test_what_is_missing_is_asked_for_and_given_three_times_at_most() -> None:
     for _ in range(3):
         assert said_to(MARY, bob.say(MARY, Rpc(iwant=(news.id, news.id)))) == [Rpc(messages=(news,))]
     assert bob.say(MARY, Rpc(iwant=(news.id,))) == []
-    bob.router.forgot_to_send(MARY, [news])
+    bob.router.forgot_to_send(MARY, news)
     assert said_to(MARY, bob.say(MARY, Rpc(iwant=(news.id,)))) == [Rpc(messages=(news,))]
 
 
@@ -454,7 +454,8 @@ def test_a_mesh_peer_is_told_what_was_dropped_on_the_way_to_it() -> None:
     bench.add(1, 2)
     news = message(1)
     bench.say(MARY, Rpc(messages=(news,)))
-    bench.router.forgot_to_send(numbered_peer(2), [news, message(2)])
+    bench.router.forgot_to_send(numbered_peer(2), news)
+    bench.router.forgot_to_send(numbered_peer(2), message(2))
     assert said_to(numbered_peer(2), bench.beat()) == [Rpc(ihave=(IHave(TOPIC, (news.id,)),))]
     assert said_to(numbered_peer(2), bench.beat()) == []
 

@@ -184,6 +184,24 @@ async def test_who_subscribes_late_is_told_of_and_hears_what_comes(autojump_cloc
             assert alice.topic.peers() == []
 
 
+async def test_neighbours_do_not_send_each_other_what_both_have(autojump_clock: MockClock) -> None:
+    swarm = MemorySwarm()
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(open_node(swarm, f"node {number}")) for number in range(6)]
+        for number, node in enumerate(nodes):
+            for other in nodes[:number]:
+                await connect(node, other)
+        await trio.sleep(3)
+        for _ in range(100):
+            await nodes[0].topic.publish(b"news")
+            await trio.sleep(0.1)
+        await trio.sleep(1)
+        assert all(len(node.messages) == 100 for node in nodes[1:])
+        # Of the ten pairs that do not contain the author, one of the two speaks and the other need not.
+        copies = sum(node.service.stats.duplicates for node in nodes)
+        assert copies < 100 * 14
+
+
 async def test_a_burst_of_own_messages_arrives_whole(autojump_clock: MockClock) -> None:
     swarm = MemorySwarm()
     async with open_node(swarm, "alice") as alice, open_node(swarm, "bob") as bob:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import IntEnum
 
 from ipfsreg.peer_id import PeerId
 from ipfsreg.pubsub.messages import Message, Rpc
 
 
-class Urgency(Enum):
-    """What gives way when a peer's queue is full."""
+class Urgency(IntEnum):
+    """What is sent first, and what gives way when a peer's queue is full."""
 
-    CONTROL = "control"
+    CONTROL = 0
     """Keeps both sides' view of the mesh the same: never dropped."""
-    OWN = "own"
+    OWN = 1
     """Carries a message of ours: never dropped."""
-    FORWARD = "forward"
+    FORWARD = 2
     """Carries somebody else's message: dropped, and told about later."""
-    GOSSIP = "gossip"
+    GOSSIP = 3
     """A hint: dropped."""
 
 

@@ -2,18 +2,18 @@
 
 Control comes first, then our own messages, then what we forward, then gossip. Control and our own messages are never
 dropped: a peer that does not take them for so long that they pass the hard limit is *stuck*, and loses its stream.
-Forwarded messages that find no room are dropped and named, so that the peer can be told about them later.
+Forwarded messages that find no room are dropped and named, so that the peer can be told about them later; and what a
+peer turns out to have while it waits here is not sent at all.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ipfsreg.pubsub.events import Urgency
 from ipfsreg.pubsub.messages import Message
-
-ORDER = (Urgency.CONTROL, Urgency.OWN, Urgency.FORWARD, Urgency.GOSSIP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,46 @@ class Frame:
 
     data: bytes
     urgency: Urgency
-    messages: tuple[Message, ...] = ()
+    message: Message | None = None
+    """The message in it, if that is all there is."""
+
+
+class _Queue:
+    """Frames of one urgency, first in, first out; those with a message can be found by its id."""
+
+    def __init__(self) -> None:
+        self._frames: OrderedDict[bytes | int, Frame] = OrderedDict()
+        self._count = 0
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return iter(self._frames.values())
+
+    def append(self, frame: Frame) -> None:
+        self._count += 1
+        key = frame.message.id if frame.message else self._count
+        if key not in self._frames:
+            self._frames[key] = frame
+            self.size += len(frame.data)
+
+    def first(self) -> Frame:
+        return next(iter(self._frames.values()))
+
+    def pop_first(self) -> Frame:
+        _, frame = self._frames.popitem(last=False)
+        self.size -= len(frame.data)
+        return frame
+
+    def cancel(self, id_: bytes) -> None:
+        frame = self._frames.pop(id_, None)
+        if frame is not None:
+            self.size -= len(frame.data)
+
+    def is_above(self, frames: int, size: int) -> bool:
+        return len(self._frames) >= frames or self.size >= size
 
 
 class Outbox:
@@ -46,28 +85,33 @@ class Outbox:
 
     def __init__(self, settings: OutboxSettings) -> None:
         self._settings = settings
-        self._frames: dict[Urgency, deque[Frame]] = {urgency: deque() for urgency in ORDER}
-        self._bytes = dict.fromkeys(ORDER, 0)
+        self._queues = [_Queue() for _ in Urgency]
 
     def __bool__(self) -> bool:
-        return any(self._frames.values())
+        return any(self._queues)
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether anything waits that should leave at once."""
+        return bool(self._queues[Urgency.CONTROL] or self._queues[Urgency.OWN])
 
     def put(self, frame: Frame) -> bool:
         """Queue *frame*; False if it found no room and was dropped."""
-        settings, urgency = self._settings, frame.urgency
-        if urgency is Urgency.FORWARD and self._is_above(urgency, settings.forward_frames, settings.forward_bytes):
+        settings, queue = self._settings, self._queues[frame.urgency]
+        if frame.urgency is Urgency.FORWARD and queue.is_above(settings.forward_frames, settings.forward_bytes):
             return False
-        if urgency is Urgency.GOSSIP and self._is_above(urgency, settings.gossip_frames, settings.gossip_bytes):
+        if frame.urgency is Urgency.GOSSIP and queue.is_above(settings.gossip_frames, settings.gossip_bytes):
             return False
-        self._frames[urgency].append(frame)
-        self._bytes[urgency] += len(frame.data)
+        queue.append(frame)
         return True
 
-    def _is_above(self, urgency: Urgency, frames: int, size: int) -> bool:
-        return len(self._frames[urgency]) >= frames or self._bytes[urgency] >= size
+    def cancel(self, id_: bytes) -> None:
+        """The peer has the message *id_*: do not forward it, if that has not happened."""
+        self._queues[Urgency.FORWARD].cancel(id_)
 
     def _keeps_above(self, frames: int, size: int) -> bool:
-        return any(self._is_above(urgency, frames, size) for urgency in (Urgency.CONTROL, Urgency.OWN))
+        control, own = self._queues[Urgency.CONTROL], self._queues[Urgency.OWN]
+        return control.is_above(frames, size) or own.is_above(frames, size)
 
     @property
     def is_crowded(self) -> bool:
@@ -83,13 +127,10 @@ class Outbox:
         """Take the most urgent frames, at least one if there is any, up to *max_bytes* in all."""
         taken: list[Frame] = []
         size = 0
-        for urgency in ORDER:
-            queue = self._frames[urgency]
-            while queue and (not taken or size + len(queue[0].data) <= max_bytes):
-                frame = queue.popleft()
-                self._bytes[urgency] -= len(frame.data)
-                size += len(frame.data)
-                taken.append(frame)
+        for queue in self._queues:
+            while queue and (not taken or size + len(queue.first().data) <= max_bytes):
+                taken.append(queue.pop_first())
+                size += len(taken[-1].data)
             if queue:
                 break
         return taken
@@ -100,15 +141,13 @@ class Outbox:
         Control was said to a stream that is gone; what was forwarded is told about by gossip.
         """
         own = [frame for frame in unsent if frame.urgency is Urgency.OWN]
-        own += self._frames[Urgency.OWN]
+        own += self._queues[Urgency.OWN]
         # A peer that is stuck must not begin stuck again: the oldest go, they are the first its peers will tell it.
         while own and (
             len(own) > self._settings.kept_soft_frames
             or sum(len(frame.data) for frame in own) > self._settings.kept_soft_bytes
         ):
             del own[: max(1, len(own) // 4)]
-        for urgency in ORDER:
-            self._frames[urgency].clear()
-            self._bytes[urgency] = 0
+        self._queues = [_Queue() for _ in Urgency]
         for frame in own:
             self.put(frame)

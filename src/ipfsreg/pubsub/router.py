@@ -204,20 +204,23 @@ class Router:
         if topic is None:
             return []
         threshold = self._settings.score.publish_threshold
-        peers = [peer for peer in {**topic.mesh, **topic.peers} if self.score(peer, now=now) >= threshold]
+        peers = [peer for peer in {**topic.mesh, **topic.peers} if not self._scores.is_below(peer, threshold, now=now)]
         return [Send(tuple(peers), Rpc(messages=(message,)), Urgency.OWN)] if peers else []
 
-    def forgot_to_send(self, peer: PeerId, messages: Iterable[Message]) -> None:
-        """*messages* were dropped on the way to *peer*: tell it about them at the next heartbeat."""
+    def forgot_to_send(self, peer: PeerId, message: Message) -> None:
+        """*message* was dropped on the way to *peer*: tell it about it at the next heartbeat."""
         state = self._peers.get(peer)
         if state is not None:
-            for message in messages:
-                if len(state.missed) >= MAX_MISSED:
-                    del state.missed[next(iter(state.missed))]
-                state.missed[message.id] = message.topic
-                self._cache.take_back(message.id, peer)
+            if len(state.missed) >= MAX_MISSED:
+                del state.missed[next(iter(state.missed))]
+            state.missed[message.id] = message.topic
+            self._cache.take_back(message.id, peer)
 
     # ------------------------------------------------------------ what they say
+
+    def has_seen(self, id_: bytes) -> bool:
+        """Whether the message *id_* has come before: it need not be looked at again."""
+        return id_ in self._seen
 
     def receive_message(self, peer: PeerId, message: Message, *, now: float) -> list[Event]:
         """Take in one message that *peer* sent."""
@@ -247,7 +250,8 @@ class Router:
         return [Deliver(message, peer), *self._forward(topic, message, peer)]
 
     def _listens_to(self, peer: PeerId, now: float) -> bool:
-        return peer in self._peers and self.score(peer, now=now) >= self._settings.score.graylist_threshold
+        threshold = self._settings.score.graylist_threshold
+        return peer in self._peers and not self._scores.is_below(peer, threshold, now=now)
 
     def _forward(self, topic: _Topic, message: Message, source: PeerId) -> list[Event]:
         events: list[Event] = []
@@ -270,6 +274,7 @@ class Router:
         state = self._peers.get(peer)
         if state is None:
             return []
+        self.stats.duplicates += len(rpc.known)
         events: list[Event] = []
         for subscription in rpc.subscriptions:
             events += self._receive_subscription(peer, state, subscription, now)
@@ -317,7 +322,7 @@ class Router:
 
     def _receive_ihave(self, peer: PeerId, state: _Peer, haves: Collection[IHave], now: float) -> list[Event]:
         settings = self._settings
-        if self.score(peer, now=now) < settings.score.gossip_threshold:
+        if self._scores.is_below(peer, settings.score.gossip_threshold, now=now):
             return []
         state.ihave_rpcs += 1
         if state.ihave_rpcs > settings.max_ihave_rpcs:
@@ -344,7 +349,7 @@ class Router:
         return [Send((peer,), Rpc(iwant=tuple(ids)), Urgency.CONTROL)]
 
     def _receive_iwant(self, peer: PeerId, ids: Iterable[bytes], now: float) -> list[Event]:
-        if self.score(peer, now=now) < self._settings.score.gossip_threshold:
+        if self._scores.is_below(peer, self._settings.score.gossip_threshold, now=now):
             return []
         events: list[Event] = []
         for id_ in dict.fromkeys(ids):
@@ -547,7 +552,7 @@ class Router:
             for peer in topic.peers
             if peer not in topic.mesh
             and self._peers[peer].dialect is not Dialect.FLOODSUB
-            and self.score(peer, now=now) >= settings.score.gossip_threshold
+            and not self._scores.is_below(peer, settings.score.gossip_threshold, now=now)
         ]
         self._rng.shuffle(peers)
         del peers[max(settings.d_lazy, int(settings.gossip_factor * len(peers))) :]

@@ -134,6 +134,14 @@ class PeerScores:
                 break
             del self._left[peer], self._records[peer]
 
+    def is_below(self, peer: PeerId, threshold: float, *, now: float) -> bool:
+        """Whether the score of *peer* is below *threshold*, which is not positive."""
+        record = self._records.get(peer)
+        # Nearly everybody has no faults, and this is asked for every message.
+        if record is None or (not record.invalid and record.misbehaviour <= self._settings.behaviour_tolerated):
+            return False
+        return self.score(peer, now=now) < threshold
+
     def score(self, peer: PeerId, *, now: float) -> float:
         """What we think of *peer*; 0.0 for strangers."""
         record = self._records.get(peer)

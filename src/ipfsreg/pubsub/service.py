@@ -24,7 +24,7 @@ from ipfsreg.ipld.varint import encode_varint
 from ipfsreg.p2p.framing import MessageReader
 from ipfsreg.p2p.interface import Network, PeerChange, PeerEvent, PeerInfo, Stream
 from ipfsreg.peer_id import PeerId
-from ipfsreg.pubsub.events import Deliver, Event, Joined, MeshChanged, Recommended, Send
+from ipfsreg.pubsub.events import Deliver, Event, Joined, MeshChanged, Recommended, Send, Urgency
 from ipfsreg.pubsub.interface import TopicEvent, TopicMessage
 from ipfsreg.pubsub.messages import SIGN_PREFIX, Message, Rpc, decode_rpc, encode_rpc, unsigned_bytes
 from ipfsreg.pubsub.messages import Subscription as SubscriptionEntry
@@ -48,7 +48,7 @@ BATCH_BYTES = 64 * 1024
 """Frames joined into one send."""
 
 MESSAGES_PER_TURN = 32
-"""Messages of one RPC looked at before others get a turn: about 3 ms of signature checks."""
+"""Messages of one peer looked at before others get a turn: about 3 ms of signature checks."""
 
 ENTRY_COST = 0.05
 """What a control entry or an id costs a peer of its rate; a message or an RPC costs 1."""
@@ -71,6 +71,10 @@ class PubSubSettings:
     open_deadline_s: float = 10.0
     send_deadline_s: float = 15.0
     """Without progress for this long the stream to a peer is given up and opened anew."""
+    linger_s: float = 0.05
+    """What others said is forwarded after a random time up to this: in batches, and not to who sends it to us first.
+
+    Without it two neighbours in the mesh nearly always send each other the same message."""
     retry_s: float = 0.5
     max_retry_s: float = 30.0
     publish_patience_s: float = 1.0
@@ -100,12 +104,15 @@ class _Link:
         self.unsent: list[Frame] = []
         self.open = trio.Event()
         self.work = trio.Event()
+        self.urgent = trio.Event()
         self.room = trio.Event()
         self.nudge = trio.Event()
 
     def put(self, frame: Frame) -> bool:
         kept = self.outbox.put(frame)
         self.work.set()
+        if frame.urgency <= Urgency.OWN:
+            self.urgent.set()
         return kept
 
 
@@ -233,13 +240,15 @@ class GossipService:
 
     def _queue(self, send: Send) -> None:
         data = encode_rpc(send.rpc)
-        frame = Frame(encode_varint(len(data)) + data, send.urgency, send.rpc.messages)
+        message = send.rpc.messages[0] if send.rpc.messages else None
+        frame = Frame(encode_varint(len(data)) + data, send.urgency, message)
         for peer in send.peers:
             link = self._links.get(peer)
             if link is None:
                 continue
             if not link.put(frame):
-                self.router.forgot_to_send(peer, frame.messages)
+                if message is not None:
+                    self.router.forgot_to_send(peer, message)
             elif link.outbox.is_stuck and not link.stream_scope.cancel_called:
                 logger.warning("peer %s takes nothing any more: its pubsub stream is opened anew", peer)
                 link.stream_scope.cancel()
@@ -357,7 +366,13 @@ class GossipService:
                 while not link.outbox:
                     link.work = trio.Event()
                     await link.work.wait()
+                if not link.outbox.is_urgent:
+                    link.urgent = trio.Event()
+                    with trio.move_on_after(self._rng.uniform(0, self._settings.linger_s)):
+                        await link.urgent.wait()
                 link.unsent = link.outbox.take(BATCH_BYTES)
+                if not link.unsent:
+                    continue
                 batch = memoryview(b"".join([frame.data for frame in link.unsent]))
                 for start in range(0, len(batch), BATCH_BYTES):
                     with trio.fail_after(self._settings.send_deadline_s):
@@ -402,17 +417,26 @@ class GossipService:
 
     async def _read(self, link: _Link, stream: Stream) -> None:
         reader = MessageReader(stream, MAX_RPC_BYTES)
+        looked_at = 0
         while (data := await reader.read()) is not None:
-            rpc = decode_rpc(data)
+            rpc = decode_rpc(data, self.router.has_seen)
             # Before we can speak to it the router does not know it, and would answer into the void.
-            await link.open.wait()
+            while not link.open.is_set():
+                await link.open.wait()
+            for id_ in (*rpc.known, *rpc.idontwant):
+                link.outbox.cancel(id_)
             self._perform(self.router.receive_control(link.peer, rpc, now=trio.current_time()))
-            for number, message in enumerate(rpc.messages, 1):
+            for message in rpc.messages:
                 self._perform(self.router.receive_message(link.peer, message, now=trio.current_time()))
-                if number % MESSAGES_PER_TURN == 0:
+                looked_at += 1
+                if looked_at % MESSAGES_PER_TURN == 0:
                     await trio.lowlevel.checkpoint()
-            cost = 1 + len(rpc.messages) + rpc.malformed + ENTRY_COST * rpc.entries
-            await trio.sleep(link.bucket.owe(cost, now=trio.current_time()))
+            cost = 1 + len(rpc.messages) + len(rpc.known) + rpc.malformed + ENTRY_COST * rpc.entries
+            wait_s = link.bucket.owe(cost, now=trio.current_time())
+            looked_at += 1
+            # A frame that is in the reader's buffer comes without a checkpoint; one each would double its cost.
+            if wait_s or rpc.entries > 100 or looked_at % MESSAGES_PER_TURN == 0:
+                await trio.sleep(wait_s)
 
     async def keep_time(self) -> None:
         """The heartbeat."""

@@ -224,9 +224,12 @@ class Connection:
                 if self.reason is not None:
                     nursery.cancel_scope.cancel()
                 nursery.start_soon(self._contain, self._outbox.carry)
-                await self._contain(self._read)
+                try:
+                    await self._contain(self._read)
+                finally:
+                    # Before the nursery closes: from here on no stream may ask for a task in it.
+                    self._end(ConnectionLost("we closed the connection"))
         finally:
-            self._end(ConnectionLost("the connection was closed by us"))
             with trio.CancelScope(shield=True):
                 await self._wire.aclose()
             if self._budget is not None:
@@ -370,9 +373,10 @@ class Connection:
         if stream.closed:
             # We are done with the stream, and it cannot be told but by a reset.
             self.reset(stream, StreamReset("we closed the stream"))
-        elif stream.negotiation is not None:
+        elif stream.negotiation is not None and (self._offered is not None or isinstance(stream.negotiation, Dialer)):
             self._negotiate(stream, payload)
         else:
+            # As well what a peer says before anybody accepts streams: it waits for the first `accept_stream`.
             stream.deliver(payload)
             over = self._buffered > self._limits.max_buffered_bytes
             if over or (self._budget is not None and self._budget.used_bytes > self._budget.max_bytes):
@@ -390,8 +394,8 @@ class Connection:
             case yamux.Writable():
                 self._outbox.queue(stream)
             case yamux.Ended():
-                if stream.negotiation is not None:
-                    self.reset(stream, StreamReset("the peer ended the stream while its protocol was negotiated"))
+                if not stream.unread:
+                    self._check_negotiable(stream)
                 stream.notice_end()
                 self._forget_if_gone(stream)
             case yamux.WasReset():
@@ -582,13 +586,19 @@ class Connection:
         """Return the next stream on which the peer chose a protocol that is in *offered*.
 
         *offered* is asked at negotiation, and holds until the next call of accept_stream replaces it. Negotiation goes
-        on for all streams side by side, also between calls; before the first call every proposal is refused.
+        on for all streams side by side, also between calls; before the first call proposals wait.
 
         Raises:
             ConnectionLost: the connection is over.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
+        first = self._offered is None
         self._offered = offered if callable(offered) else offered.__contains__
+        if first:
+            for number in [*self._negotiating]:
+                stream = self._streams[number]
+                self._negotiate(stream, memoryview(stream.take_unread()))
+                self._check_negotiable(stream)
         while not self._accepted:
             self._check_alive()
             await self._acceptors.park()
@@ -608,7 +618,8 @@ class Connection:
         negotiation = stream.negotiation
         try:
             if isinstance(negotiation, Responder):
-                answer = negotiation.receive(payload, self._is_offered)
+                assert self._offered is not None
+                answer = negotiation.receive(payload, self._offered)
             else:
                 assert negotiation is not None
                 answer = negotiation.receive(payload)
@@ -629,8 +640,9 @@ class Connection:
             if isinstance(negotiation, Responder):
                 self._hand_over(stream)
 
-    def _is_offered(self, protocol: str) -> bool:
-        return self._offered is not None and self._offered(protocol)
+    def _check_negotiable(self, stream: MuxedStream) -> None:
+        if stream.negotiation is not None and stream.state.ended_by_peer:
+            self.reset(stream, StreamReset("the peer ended the stream while its protocol was negotiated"))
 
     def _hand_over(self, stream: MuxedStream) -> None:
         self._negotiating.pop(stream.state.number, None)
@@ -642,7 +654,7 @@ class Connection:
 
     def _watch(self) -> None:
         """See that patience ends: one task, while there is anything to be patient with."""
-        if not self._watching and self._nursery is not None:
+        if not self._watching and self._nursery is not None and self.reason is None:
             self._watching = True
             self._nursery.start_soon(self._contain, self._keep_deadlines)
 

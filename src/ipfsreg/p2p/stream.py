@@ -275,6 +275,12 @@ class MuxedStream:
         self.sent()
         self._wake_receiver()
 
+    def take_unread(self) -> bytes:
+        """Take what is in memory away from the application."""
+        taken = b"".join(self._chunks)
+        self.drop_unread()
+        return taken
+
     def drop_unread(self) -> int:
         """Give the memory back; return how many bytes it was."""
         dropped, self.unread, self._offset = self.unread, 0, 0

@@ -361,9 +361,9 @@ async def _fetch(partial: PartialBlob, source: Mapping[Cid, Block], *, start: in
 async def _fetches(blocks: Blockstore, blobs: BlobStore) -> None:
     for profile in (V1_2025, KUBO_V1, LITE, V0_2015):
         chunk = profile.chunk_bytes
-        for size in (0, 1, chunk - 1, chunk, chunk + 1, 2 * chunk, 180 * chunk + 1):
-            if size > 50 * CHUNK:
-                continue
+        # 45 MiB, once: the smallest DAG of a real profile with more than one level of inner nodes.
+        deep = (175 * chunk,) if profile is LITE else ()
+        for size in (0, 1, chunk - 1, chunk, chunk + 1, 2 * chunk, *deep):
             data = profile.name.encode()[:size] + pattern(size)[len(profile.name) :]
             layout, source = file_blocks(data, profile)
             partial = await blobs.open_partial(Digest.of(data), size, layout.root)

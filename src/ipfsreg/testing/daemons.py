@@ -101,10 +101,11 @@ class Daemon:
 
     def _read(self, process: subprocess.Popen[str], lines: list[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            with self._news:
-                lines.append(line.rstrip("\n"))
-                self._news.notify_all()
+        with process.stdout:
+            for line in process.stdout:
+                with self._news:
+                    lines.append(line.rstrip("\n"))
+                    self._news.notify_all()
         process.wait()
         with self._news:
             self._news.notify_all()

@@ -1,4 +1,4 @@
-"""A whole registry behind its HTTP front, all stores in memory, alone in its swarm."""
+"""A whole registry behind its HTTP front, alone in its swarm, with its names in memory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ipfsreg.bitswap.service import open_bitswap
+from ipfsreg.blockstore.interface import BlobStore, Blockstore
 from ipfsreg.blockstore.memory import MemoryBlobStore, MemoryBlockstore
+from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.crdt.memory import MemoryNames
-from ipfsreg.database import open_database
+from ipfsreg.database import Database, open_database
 from ipfsreg.http.app import make_app
 from ipfsreg.http.server import Server, open_server
 from ipfsreg.registry.service import RegistrySettings, open_registry
@@ -17,16 +19,18 @@ from ipfsreg.testing.network import MemorySwarm, peer_of
 
 
 @asynccontextmanager
-async def open_front_door(directory: Path, listen: str = "127.0.0.1:0") -> AsyncIterator[Server]:
-    """Serve an empty registry on *listen*; what has to be a file lies in *directory*."""
-    blocks = MemoryBlockstore()
+async def open_front_door(
+    directory: Path, listen: str = "127.0.0.1:0", *, on_disk: bool = False
+) -> AsyncIterator[Server]:
+    """Serve an empty registry on *listen*; blobs are kept in memory, or in *directory*."""
     async with (
         open_database(directory / "db") as database,
+        _open_blobs(directory, database, on_disk) as (blocks, blobs),
         open_bitswap(MemorySwarm().endpoint("alice"), blocks) as bitswap,
         open_registry(
             database=database,
             names=MemoryNames(),
-            blobs=MemoryBlobStore(blocks),
+            blobs=blobs,
             bitswap=bitswap,
             peer=peer_of("alice"),
             upload_secret=bytes(32),
@@ -35,3 +39,15 @@ async def open_front_door(directory: Path, listen: str = "127.0.0.1:0") -> Async
         open_server(make_app(registry), listen=[listen]) as server,
     ):
         yield server
+
+
+@asynccontextmanager
+async def _open_blobs(
+    directory: Path, database: Database, on_disk: bool
+) -> AsyncIterator[tuple[Blockstore, BlobStore]]:
+    if on_disk:
+        async with open_blobstore(directory, database) as stores:
+            yield stores
+    else:
+        blocks = MemoryBlockstore()
+        yield blocks, MemoryBlobStore(blocks)

@@ -114,3 +114,15 @@ def test_more_than_memory_should_hold_is_left_in_the_tables(frontier: Frontier) 
     for number in range(MAX_NODES // 2 + 1):
         frontier.arrived(node(number))
     assert frontier.has_room
+
+
+def test_what_failed_before_leaves_room_for_what_is_new(frontier: Frontier) -> None:
+    for number in range(MAX_IN_FLIGHT):
+        frontier.want(node(number), [], now=0)
+    frontier.take(now=0)
+    frontier.failed([node(number) for number in range(MAX_IN_FLIGHT)], now=0)
+    assert sum(len(request.nodes) for request in frontier.take(now=10)) == MAX_IN_FLIGHT // 2
+    assert frontier.next_deadline() is None, "the others wait for places, not for a time"
+    frontier.want(node(MAX_IN_FLIGHT), [ALICE], now=10)
+    assert frontier.next_deadline() == 10
+    assert frontier.take(now=10) == [Request((node(MAX_IN_FLIGHT),), (ALICE,))]

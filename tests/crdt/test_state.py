@@ -265,8 +265,8 @@ def test_a_delta_that_is_full_is_followed_by_another(tables: Tables) -> None:
 
 def test_removing_more_versions_than_a_block_can_name_takes_several_nodes(tables: Tables) -> None:
     key = "/" + "k" * 900
-    for number in range(2500):
-        tables.receive(parse_node(build_node([], Delta((Element(key, b"%d" % number),), (), 1)).block))
+    versions = [Delta((Element(key, b"%d" % number),), (), 1) for number in range(2500)]
+    tables.receive(*(parse_node(build_node([], delta).block) for delta in versions))
     outcome = tables.apply(Work(commits=[[Delete(key), Put("/other", b"1")]]))
     assert tables.names == {"/other": b"1"}
     assert sum(len(written.delta.tombstones) for written in outcome.written) == 2500

@@ -59,8 +59,9 @@ class _Wanted:
 class Frontier:
     """The nodes still to be fetched."""
 
-    def __init__(self, rng: Random) -> None:
+    def __init__(self, rng: Random, *, max_nodes: int = MAX_NODES) -> None:
         self._rng = rng
+        self.max_nodes = max_nodes
         self._wanted: dict[bytes, _Wanted] = {}
         self._in_flight = 0
         self.overflowed = False
@@ -75,13 +76,13 @@ class Frontier:
     @property
     def has_room(self) -> bool:
         """Whether what was turned away may come in."""
-        return len(self._wanted) < MAX_NODES // 2
+        return len(self._wanted) < self.max_nodes // 2
 
     def want(self, multihash: bytes, first: Iterable[PeerId], *, now: float) -> None:
         """Fetch a node, asking the peers *first*. For one that is wanted already: a hint, and a reason to try soon."""
         wanted = self._wanted.get(multihash)
         if wanted is None:
-            if len(self._wanted) >= MAX_NODES:
+            if len(self._wanted) >= self.max_nodes:
                 self.overflowed = True
                 return
             wanted = self._wanted[multihash] = _Wanted(due_at=now)
@@ -121,13 +122,16 @@ class Frontier:
     def take(self, *, now: float) -> list[Request]:
         """What to fetch now, together where the same peers are asked first. Each must end in arrived or failed."""
         together: dict[tuple[PeerId, ...], list[bytes]] = {}
-        for multihash, wanted in self._wanted.items():
-            if self._in_flight >= MAX_IN_FLIGHT:
-                break
-            if wanted.due_at is not None and wanted.due_at <= now:
-                wanted.due_at = None
-                self._in_flight += 1
-                together.setdefault(tuple(wanted.first), []).append(multihash)
+        # What never failed goes first, and what did gets half of the places: announced nodes that nobody has must not
+        # hold up those that are there.
+        for again, places in ((False, MAX_IN_FLIGHT), (True, MAX_IN_FLIGHT // 2)):
+            for multihash, wanted in self._wanted.items():
+                if self._in_flight >= places:
+                    break
+                if wanted.due_at is not None and wanted.due_at <= now and (wanted.tries > 0) == again:
+                    wanted.due_at = None
+                    self._in_flight += 1
+                    together.setdefault(tuple(wanted.first), []).append(multihash)
         return [
             Request(tuple(nodes[start : start + MAX_PER_REQUEST]), first)
             for first, nodes in together.items()
@@ -136,6 +140,12 @@ class Frontier:
 
     def next_deadline(self) -> float | None:
         """When `take` next has something, as far as is known now; None while all is in flight or nothing wanted."""
-        if self._in_flight >= MAX_IN_FLIGHT:
-            return None
-        return min((wanted.due_at for wanted in self._wanted.values() if wanted.due_at is not None), default=None)
+        return min(
+            (
+                wanted.due_at
+                for wanted in self._wanted.values()
+                if wanted.due_at is not None
+                and self._in_flight < (MAX_IN_FLIGHT // 2 if wanted.tries else MAX_IN_FLIGHT)
+            ),
+            default=None,
+        )

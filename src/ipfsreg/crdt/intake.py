@@ -77,6 +77,11 @@ class Intake:
         self._wake.set()
         return True
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether every node that came is in the tables."""
+        return not self._arrivals and not self._writing
+
     async def add_arrival(self, arrival: Arrival) -> None:
         """Bring a fetched node; waits while the disk is behind."""
         while self._waiting_bytes > MAX_WAITING_BYTES:

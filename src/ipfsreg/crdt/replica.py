@@ -198,6 +198,7 @@ class Replica:
             else:
                 self._intake.taken_in(batch.work.arrivals)
                 self._tell(outcome, batch)
+                self._walker.written()
 
     def _tell(self, outcome: state.Outcome, batch: Batch) -> None:
         """A transaction is durable: let everybody know."""

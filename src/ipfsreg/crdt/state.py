@@ -250,7 +250,7 @@ class _Transaction:
 
     def join_heads(self) -> None:
         """Write a node without content that makes one head of many."""
-        if self._count("crdt_heads") > 1:
+        if len(self._heads("")) > 1:
             self._append((), ())
 
     def finish(self) -> Outcome:

@@ -18,7 +18,7 @@ import trio
 
 from ipfsreg.blockstore.interface import BlockService
 from ipfsreg.crdt.delta import node_cid, parse_node
-from ipfsreg.crdt.frontier import MAX_NODES, Frontier, Request
+from ipfsreg.crdt.frontier import Frontier, Request
 from ipfsreg.crdt.intake import Intake
 from ipfsreg.crdt.state import STORED, VoidNode, state_of_node, wanted_nodes
 from ipfsreg.database import Database
@@ -59,6 +59,11 @@ class Walker:
         self._frontier.hint([peer], now=trio.current_time())
         self._wake.set()
 
+    def written(self) -> None:
+        """The tables know more than before."""
+        if self._frontier.overflowed:
+            self._wake.set()
+
     def failed(self, multihashes: Iterable[bytes]) -> None:
         """Nodes that came could not be written: fetch them again, a little later."""
         for multihash in multihashes:
@@ -94,8 +99,9 @@ class Walker:
 
     def _refill(self) -> None:
         """Put into the frontier what the tables say is wanted."""
-        self._frontier.overflowed = False
-        for multihash in wanted_nodes(self._database, MAX_NODES):
+        # Nodes that are not in the tables yet may want more; then look again.
+        self._frontier.overflowed = not self._intake.is_empty
+        for multihash in wanted_nodes(self._database, 2 * self._frontier.max_nodes):
             if multihash not in self._frontier and not self._intake.holds(multihash):
                 self._frontier.want(multihash, (), now=trio.current_time())
 

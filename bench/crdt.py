@@ -1,0 +1,183 @@
+"""How fast one replica of the names is, and what a push costs in it.
+
+    python bench/crdt.py [--keys 1000000] [--writes 3000] [--directory DIR]
+
+Prints durable tag writes per second (one at a time, and from many tasks at once), lookup and listing times with that
+many names, and the bytes of the delta, node and announcement of one push of a six-layer image. Disk figures are those
+of the directory's file system; a RAM disk flatters them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import trio
+
+from ipfsreg.crdt.delta import Delta, Element, Head, build_node, encode_broadcasts, parse_node
+from ipfsreg.crdt.interface import Put
+from ipfsreg.crdt.replica import Replica, open_replica
+from ipfsreg.crdt.state import Work, apply
+from ipfsreg.database import open_database
+from ipfsreg.ipld.cid import RAW, Cid
+from ipfsreg.oci.digest import Digest
+from ipfsreg.testing.network import peer_of
+from ipfsreg.testing.replicas import ReplicaSwarm, SwarmBlocks, TableBlockstore
+from ipfsreg.testing.topic import MemoryMesh
+
+VALUE = bytes(range(120))
+"""About what a tag record takes."""
+
+
+@asynccontextmanager
+async def open_alone(directory: Path) -> AsyncIterator[Replica]:
+    """A replica on a real disk with nobody else."""
+    async with (
+        open_database(directory / "names.db") as database,
+        MemoryMesh().join("names", peer_of("alice")) as topic,
+    ):
+        store = await TableBlockstore.prepared(database)
+        blocks = SwarmBlocks(ReplicaSwarm(directory), peer_of("alice"))
+        async with open_replica(database, store, blocks, topic) as replica:
+            yield replica
+
+
+def push(number: int, layers: int = 6) -> list[Put]:
+    """The changes of one push: tag, its history, manifest, links."""
+    digest = Digest.of(b"%d" % number)
+    repository = "/r/team/application"
+    root = bytes(Cid.of(RAW, b"%d" % number))
+    return [
+        Put(f"{repository}/_t/v{number}", VALUE),
+        Put(f"{repository}/_h/v{number}/{number:016x}-12D3KooWNumberOfTheWritingPeerAsBase58TextHereX", VALUE),
+        Put(f"{repository}/_m/{digest}", VALUE),
+        *(
+            Put(f"{repository}/_l/{Digest.of(b'%d/%d' % (number, layer))}", root + b"\xa3avasbr")
+            for layer in range(layers + 1)
+        ),
+    ]
+
+
+def print_bytes() -> None:
+    changes = push(1)
+    delta = Delta(tuple(Element(change.key, change.value) for change in changes), (), 100_000)
+    node = build_node([Cid.of(RAW, b"head").multihash], delta)
+    (message,) = encode_broadcasts([Head(node.multihash)])
+    keys = sum(len(change.key) for change in changes)
+    values = sum(len(change.value) for change in changes)
+    print(f"one push of a 6-layer image: {len(changes)} keys, {keys} bytes of keys, {values} of values")
+    print(f"  delta {len(delta.encode())} bytes, node {len(node.block.data)} bytes, announcement {len(message)} bytes")
+
+
+async def _write_tags(replica: Replica, numbers: Iterator[int]) -> None:
+    for number in numbers:
+        await replica.commit([Put(f"/r/many/_t/{number}", VALUE)])
+
+
+async def _write_pushes(replica: Replica, numbers: Iterator[int]) -> None:
+    for number in numbers:
+        await replica.commit(push(number))
+
+
+async def print_writes(replica: Replica, writes: int) -> None:
+    start = time.perf_counter()
+    alone = min(writes, 300)
+    for number in range(alone):
+        await replica.commit([Put(f"/r/alone/_t/{number}", VALUE)])
+    taken = time.perf_counter() - start
+    print(f"durable tag writes, one after the other: {alone / taken:,.0f}/s ({taken / alone * 1e3:.2f} ms each)")
+
+    for writers in (16, 64, 256):
+        numbers = iter(range(writes))
+        before = replica.status().height
+        start = time.perf_counter()
+        async with trio.open_nursery() as nursery:
+            for _ in range(writers):
+                nursery.start_soon(_write_tags, replica, numbers)
+        taken = time.perf_counter() - start
+        deltas = replica.status().height - before
+        print(f"durable tag writes, {writers:3} at a time: {writes / taken:,.0f}/s in {deltas} deltas")
+
+    start = time.perf_counter()
+    pushes = max(writes // 10, 1)
+    numbers = iter(range(pushes))
+    async with trio.open_nursery() as nursery:
+        for _ in range(32):
+            nursery.start_soon(_write_pushes, replica, numbers)
+    taken = time.perf_counter() - start
+    print(f"durable image pushes (10 keys), 32 at a time: {pushes / taken:,.0f}/s")
+
+
+class _NoBlocks:
+    def put_in(self, db: sqlite3.Connection, blocks: Sequence[object]) -> None:
+        """Filling up is about names."""
+
+
+async def fill(replica: Replica, keys: int) -> None:
+    """Bring the replica to *keys* names in few, large transactions."""
+    head = replica.heads()
+    links = [cid.multihash for cid in head]
+    height = replica.status().height
+    start = time.perf_counter()
+    for first in range(0, keys, 2000):
+        height += 1
+        elements = tuple(
+            Element(f"/r/repository-{number % 1000:04}/_t/tag-{number:07}", VALUE)
+            for number in range(first, min(first + 2000, keys))
+        )
+        node = parse_node(build_node(links, Delta(elements, (), height)).block)
+        links = [node.multihash]
+        await replica._database.write(partial(apply, _NoBlocks(), Work(arrivals=[node])))
+    print(f"merging {keys:,} names from deltas of 2,000: {keys / (time.perf_counter() - start):,.0f} names/s")
+
+
+def print_reads(replica: Replica, keys: int) -> None:
+    rng = Random(1)
+    wanted = [f"/r/repository-{number % 1000:04}/_t/tag-{number:07}" for number in rng.choices(range(keys), k=5000)]
+    times = []
+    for key in wanted:
+        start = time.perf_counter()
+        value = replica.get(key)
+        times.append(time.perf_counter() - start)
+        assert value == VALUE
+    times.sort()
+    print(
+        f"lookup among {keys:,} names: median {statistics.median(times) * 1e6:.0f} us,"
+        f" p99 {times[len(times) * 99 // 100] * 1e6:.0f} us"
+    )
+    times = []
+    for number in range(50):
+        prefix = "/r/" if number % 2 else f"/r/repository-{number:04}/"
+        after = f"/r/repository-{rng.randrange(900):04}/" if number % 2 else ""
+        start = time.perf_counter()
+        found = replica.scan(prefix, after=after, limit=1000)
+        times.append((time.perf_counter() - start) / max(len(found), 1) * 1000)
+    print(f"listing 1,000 of {keys:,} names: median {statistics.median(times) * 1e3:.1f} ms")
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keys", type=int, default=1_000_000)
+    parser.add_argument("--writes", type=int, default=3000)
+    parser.add_argument("--directory", type=Path, default=None, help="on the disk to be measured")
+    options = parser.parse_args()
+    print_bytes()
+    with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+        async with open_alone(Path(directory)) as replica:
+            await print_writes(replica, options.writes)
+            await fill(replica, options.keys)
+            print_reads(replica, options.keys)
+            size = (Path(directory) / "names.db").stat().st_size
+            print(f"the database: {size / 1e6:,.0f} MB, {size / options.keys:,.0f} bytes a name")
+
+
+if __name__ == "__main__":
+    trio.run(main)

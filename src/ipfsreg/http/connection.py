@@ -55,7 +55,8 @@ class ServerSettings:
     """Limits of the HTTP server."""
 
     max_connections: int = 4096
-    """Beyond it the longest idle connection makes room; where none is idle, the newcomer is told to come back."""
+    """Beyond it the longest idle connection makes room; where none is idle, the newcomer is told to come back. Never
+    more than half of the file descriptors the process may have: the store needs the others."""
     max_head_bytes: int = 32 * 1024
     """Request line and headers together. Bearer tokens of some issuers pass 8 KiB."""
     max_headers: int = 100
@@ -105,10 +106,14 @@ class _Patience:
         self._left_s = self._timeout_s
         self._mark = 0
 
+    def renew(self, moved: int) -> None:
+        """A new request: what an earlier one used up does not count against it."""
+        self._mark, self._left_s = moved, self._timeout_s
+
     async def wait(self, ready: Callable[[int], Awaitable[None]], descriptor: int, moved: int) -> None:
         """Wait until *descriptor* is *ready*; *moved* counts the bytes so far. Raises ClientSilent."""
         if moved - self._mark >= self._bytes:
-            self._mark, self._left_s = moved, self._timeout_s
+            self.renew(moved)
         began = trio.current_time()
         with trio.move_on_after(self._left_s) as scope:
             await ready(descriptor)
@@ -269,6 +274,8 @@ class Connection:
         """Have one request answered. Returns whether the connection can carry another."""
         began = time.perf_counter()
         first, self._rest = self._rest, b""
+        self._read_patience.renew(self._received)
+        self._write_patience.renew(self._sent)
         body = ChunkedBody(self, first) if head.body_length is None else FixedBody(self, first, head.body_length)
         self._invitation_due = head.expects_continue and not body.exhausted
         request = Request(head.method, head.target, head.headers, body, self._peer)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import resource
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -41,6 +42,10 @@ class Server:
         """Where it listens, with real port numbers."""
         self._handler = handler
         self._settings = settings
+        self._max_connections = settings.max_connections
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if descriptors != resource.RLIM_INFINITY:
+            self._max_connections = min(settings.max_connections, descriptors // 2)
         self._idle: dict[Connection, None] = {}
         self._open = 0
         self._none_open = trio.Event()
@@ -86,7 +91,7 @@ class Server:
                 in_a_row = 0
 
     def _admit(self, sock: socket.socket, peer: str, nursery: trio.Nursery) -> None:
-        if self._open >= self._settings.max_connections and not self._close_longest_idle():
+        if self._open >= self._max_connections and not self._close_longest_idle():
             try:
                 sock.send(_TOO_MANY)
             except OSError as error:

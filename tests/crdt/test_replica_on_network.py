@@ -1,0 +1,93 @@
+"""The replica with the real parts below it: gossip, bitswap, the block store, SQLite. Only the wires are in memory."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from ipfsreg.bitswap.service import open_bitswap
+from ipfsreg.blockstore.store import open_blobstore
+from ipfsreg.crdt.interface import Delete, Names, Put
+from ipfsreg.crdt.replica import Replica, open_replica
+from ipfsreg.database import open_database
+from ipfsreg.ipld.cid import DAG_PB
+from ipfsreg.p2p.interface import PeerInfo
+from ipfsreg.pubsub.service import open_pubsub
+from ipfsreg.testing.names_checks import check_names
+from ipfsreg.testing.network import MemoryEndpoint, MemorySwarm, peer_of
+
+
+@dataclass
+class Peer:
+    endpoint: MemoryEndpoint
+    replica: Replica
+
+
+@asynccontextmanager
+async def open_peer(swarm: MemorySwarm, directory: Path, name: str, *friends: str) -> AsyncIterator[Peer]:
+    endpoint = swarm.endpoint(name)
+    (directory / name).mkdir(exist_ok=True)
+    async with (
+        open_database(directory / name / "node.db") as database,
+        open_blobstore(directory / name, database) as (store, _),
+        open_bitswap(endpoint, store) as bitswap,
+        open_pubsub(endpoint) as pubsub,
+        pubsub.join("names") as topic,
+        open_replica(database, store, bitswap, topic) as replica,
+    ):
+        for friend in friends:
+            await endpoint.connect(PeerInfo(peer_of(friend)))
+        yield Peer(endpoint, replica)
+        swarm.kill(endpoint)
+
+
+async def wait_for(replica: Replica, key: str, value: bytes | None) -> None:
+    with trio.fail_after(20):
+        async with replica.changes([key]) as changes:
+            while replica.get(key) != value:
+                await anext(changes)
+
+
+async def test_a_write_travels_by_gossip_and_bitswap(tmp_path: Path) -> None:
+    swarm = MemorySwarm()
+    async with (
+        open_peer(swarm, tmp_path, "alice") as alice,
+        open_peer(swarm, tmp_path, "bob", "alice") as bob,
+    ):
+        await alice.replica.commit([Put("/a", b"1"), Put("/b", b"1")])
+        await wait_for(bob.replica, "/b", b"1")
+        heads = await bob.replica.commit([Delete("/a"), Put("/c", b"1")])
+        await wait_for(alice.replica, "/c", b"1")
+        assert alice.replica.scan("/") == bob.replica.scan("/") == [("/b", b"1"), ("/c", b"1")]
+        assert alice.replica.heads() == heads
+        assert {cid.codec for cid in heads} == {DAG_PB}
+
+
+async def test_a_late_joiner_and_one_who_comes_back_learn_what_they_missed(tmp_path: Path) -> None:
+    swarm = MemorySwarm()
+    async with open_peer(swarm, tmp_path, "alice") as alice:
+        for number in range(100):
+            await alice.replica.commit([Put(f"/t/{number:03}", b"%d" % number)])
+        async with open_peer(swarm, tmp_path, "bob", "alice") as bob:
+            with trio.fail_after(20):
+                await bob.replica.wait_synced()
+            assert bob.replica.scan("/") == alice.replica.scan("/")
+        await alice.replica.commit([Put("/t/000", b"new")])
+        async with open_peer(swarm, tmp_path, "bob", "alice") as bob:
+            assert len(bob.replica.scan("/t/")) == 100, "its names are there at once"
+            await wait_for(bob.replica, "/t/000", b"new")
+
+
+async def test_on_a_real_disk_the_replica_keeps_the_promises_of_names(tmp_path: Path) -> None:
+    opened = 0
+
+    @asynccontextmanager
+    async def open_names() -> AsyncIterator[Names]:
+        nonlocal opened
+        opened += 1
+        async with open_peer(MemorySwarm(), tmp_path, f"peer-{opened}") as peer:
+            yield peer.replica
+
+    await check_names(open_names)

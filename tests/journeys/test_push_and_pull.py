@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -217,10 +216,12 @@ def test_a_second_daemon_on_the_same_port_is_refused(cluster: Cluster) -> None:
         ("IPFSREG_HTTP_LISTEN", alice.http),
         ("IPFSREG_P2P_LISTEN_ADDRS", alice.multiaddr.split("/p2p/")[0]),
     ):
-        bob = cluster.add(f"bob-{key.lower()}", **{key: value}).start(wait=False)
+        bob = cluster.add(f"bob-{key.lower()}")
+        bob.environment[key] = value
+        bob.start(wait=False)
         assert bob.process is not None
         assert bob.process.wait(30) == 1
-        wait_until(lambda node=bob: re.search("in use|listens on", "\n".join(node.lines)), "it is told")
+        bob.wait_line("in use|listens on")
 
 
 def test_a_wrong_key_in_the_configuration_stops_the_start(cluster: Cluster) -> None:

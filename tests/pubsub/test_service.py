@@ -88,7 +88,7 @@ class Stranger:
     def __init__(self, endpoint: MemoryEndpoint, victim: Node, streams: AsyncIterator[Stream]) -> None:
         self.endpoint = endpoint
         self._victim = victim.endpoint.peer_id
-        self._streams = streams
+        self.streams = streams
         self.heard: list[Rpc] = []
         self.out: MemoryStream
 
@@ -100,7 +100,7 @@ class Stranger:
         await send_message(self.out, encode_rpc(rpc))
 
     async def listen(self) -> None:
-        async for stream in self._streams:
+        async for stream in self.streams:
             reader = MessageReader(stream, 1 << 20)
             try:
                 while (data := await reader.read()) is not None:
@@ -110,11 +110,14 @@ class Stranger:
 
 
 @asynccontextmanager
-async def open_stranger(swarm: MemorySwarm, victim: Node, name: str = "mallory") -> AsyncIterator[Stranger]:
+async def open_stranger(
+    swarm: MemorySwarm, victim: Node, name: str = "mallory", *, listens: bool = True
+) -> AsyncIterator[Stranger]:
     endpoint = swarm.endpoint(name)
     async with endpoint.accept(PROTOCOLS) as streams, trio.open_nursery() as nursery:
         stranger = Stranger(endpoint, victim, streams)
-        nursery.start_soon(stranger.listen)
+        if listens:
+            nursery.start_soon(stranger.listen)
         await endpoint.connect(PeerInfo(victim.endpoint.peer_id))
         await stranger.open()
         await stranger.say(Rpc(subscriptions=(Subscription(True, TOPIC),)))
@@ -304,7 +307,9 @@ async def test_what_was_dropped_on_the_way_to_a_stalled_peer_is_recovered(autoju
         assert bob.service.stats.given > 0
 
 
-async def test_a_peer_that_never_reads_holds_up_nobody(autojump_clock: MockClock) -> None:
+async def test_a_peer_that_never_reads_holds_up_nobody(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
     swarm = MemorySwarm()
     settings = PubSubSettings(
         outbox=OutboxSettings(kept_soft_frames=8, kept_hard_frames=32), publish_patience_s=0.2, send_deadline_s=3600
@@ -330,6 +335,45 @@ async def test_a_peer_that_never_reads_holds_up_nobody(autojump_clock: MockClock
         await alice.topic.publish(b"back again")
         await trio.sleep(2)
         assert carol.messages[-1] == b"back again"
+        assert caplog.text.count("takes nothing any more") >= 1
+        assert alice.joined.count(peer_of("carol")) >= 2
+
+
+async def test_own_messages_in_flight_on_a_broken_stream_are_sent_on_the_next(autojump_clock: MockClock) -> None:
+    swarm = MemorySwarm()
+    async with open_node(swarm, "alice") as alice, open_stranger(swarm, alice, listens=False) as carol:
+        first = await anext(carol.streams)
+        published = [b"%d" % number + bytes(100_000) for number in range(8)]
+        for data in published:
+            await alice.topic.publish(data)
+        await trio.sleep(1)
+        await first.reset()
+        with trio.move_on_after(5):
+            await carol.listen()
+        heard = [message.data for rpc in carol.heard for message in rpc.messages]
+        # What the first stream had carried is gone with it; what waited behind it is not.
+        assert heard[-5:] == published[-5:]
+        assert alice.joined == [peer_of("mallory")] * 2
+
+
+async def test_what_a_peer_is_in_is_believed_as_long_as_its_stream_lasts(autojump_clock: MockClock) -> None:
+    swarm = MemorySwarm()
+    async with open_node(swarm, "alice") as alice, open_stranger(swarm, alice) as carol:
+        assert alice.topic.peers() == [peer_of("mallory")]
+        await carol.out.send_eof()
+        await trio.sleep(0.1)
+        assert alice.topic.peers() == []
+        await carol.open()
+        await carol.say(Rpc(subscriptions=(Subscription(True, TOPIC),)))
+        await trio.sleep(0.1)
+        assert alice.topic.peers() == [peer_of("mallory")]
+        # A newer stream takes the place of the older without a gap.
+        old = carol.out
+        await carol.open()
+        await trio.sleep(0.1)
+        assert alice.topic.peers() == [peer_of("mallory")]
+        with pytest.raises(NetworkError):
+            await old.send_all(b"\x00")
 
 
 async def test_what_is_too_large_is_refused_before_it_is_sent(autojump_clock: MockClock) -> None:

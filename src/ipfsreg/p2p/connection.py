@@ -15,9 +15,10 @@ How it moves bytes
 - A stream that is being negotiated is driven by the reader as bytes arrive. No task belongs to it, so opening and
   resetting streams in a loop costs a peer as much as us, and a slow negotiation holds up nobody.
 
-What profiling taught: at 64 KiB a frame the ciphers take half the time and the kernel a quarter; the rest is one
-wake-up for each batch. Reading through `SocketStream.receive_some(65536)` alone, with its checkpoint and allocation
-for each piece, cost as much as all of Yamux here.
+What profiling taught: of a sender's CPU time half is the kernel's copy and a quarter the cipher; all the Python above
+them takes the last quarter, because there is little of it for each byte: one message of 64 KiB is one frame, a dozen
+calls; four messages are one system call and at most one turn of the scheduler. Only a change in one of these numbers is
+worth much.
 """
 
 from __future__ import annotations
@@ -40,11 +41,13 @@ from ipfsreg.errors import (
 from ipfsreg.p2p import yamux
 from ipfsreg.p2p.handshake import Established, establish
 from ipfsreg.p2p.identity import Identity
+from ipfsreg.p2p.inbox import Inbox
 from ipfsreg.p2p.interface import Stream
 from ipfsreg.p2p.multistream import Dialer, Responder
 from ipfsreg.p2p.outbox import Outbox
+from ipfsreg.p2p.patience import Patience
 from ipfsreg.p2p.stream import MuxedStream
-from ipfsreg.p2p.wire import BATCH_BYTES, scratch, wire_over
+from ipfsreg.p2p.wire import BATCH_BYTES, wire_over
 from ipfsreg.peer_id import PeerId
 
 logger = logging.getLogger(__name__)
@@ -165,10 +168,6 @@ class Connection:
         self.closed = trio.Event()
         """Set once the connection is over; `reason` says why from then on."""
         self.reason: NetworkError | None = None
-        self.bytes_in: int = established.bytes_in
-        """Bytes read from the wire."""
-        self.last_received = trio.current_time()
-        """trio time at which the peer last sent anything."""
         self.rtt_s: float | None = established.rtt_s
         """Smoothed round trip time in seconds; the handshake gives the first estimate."""
 
@@ -176,17 +175,15 @@ class Connection:
         self._budget = budget
         self._buffered = 0
         self._wire = established.wire
-        self._decryptor = established.decryptor
-        self._key_in = established.key_in
         self._session = yamux.Session(
             dialer=established.dialer,
             max_stream_window_bytes=limits.max_stream_window_bytes,
             max_window_growth_bytes=limits.max_window_growth_bytes,
         )
-        self._scratch = scratch()
         self._early = established.early
-        # Read and not yet decrypted: part of a Noise message.
-        self._leftover = established.leftover
+        self._inbox = Inbox(
+            established.wire, established.decryptor, established.key_in, established.leftover, established.bytes_in
+        )
         self._outbox = Outbox(
             established.wire, established.encryptor, established.key_out, self._session, established.bytes_out
         )
@@ -200,10 +197,8 @@ class Connection:
         self._offered: Callable[[str], bool] | None = None
         self._accepted: deque[MuxedStream] = deque()
         self._acceptors = trio.lowlevel.ParkingLot()
-        # Stream number -> trio time at which our patience ends. Each is in order, for all have the same patience.
-        self._negotiating: dict[int, float] = {}
-        self._lingering: dict[int, float] = {}
-        self._watching = False
+        self._negotiating = Patience(limits.negotiation_timeout_s, self._run_out_of_patience)
+        self._lingering = Patience(LINGER_S, self._run_out_of_patience)
 
         self._pings: dict[int, _Ping] = {}
         self._measured_at = float("-inf")
@@ -298,51 +293,25 @@ class Connection:
     # --------------------------------------------------------------- reading
 
     async def _read(self) -> None:
-        buffer = self._scratch.incoming
-        if self._early:
-            self._act_on(self._session.receive(memoryview(self._early)))
-            self._early = b""
-        # What arrived behind the handshake.
-        await self._take_messages(self._load_leftover())
+        inbox, session = self._inbox, self._session
+        self._act_on(session.receive(memoryview(self._early)))
+        self._early = b""
+        inbox.load()
         while True:
-            await self._wire.wait_readable()
-            filled = self._load_leftover()
-            count = self._wire.read_into(buffer[filled:])
-            if count is None:
-                continue
-            if count == 0:
-                raise ConnectionLost("the peer closed the connection")
-            if self._key_in is not None:
-                self._key_in.xor(buffer[filled : filled + count])
-            self.bytes_in += count
-            self.last_received = trio.current_time()
-            await self._take_messages(filled + count)
-
-    def _load_leftover(self) -> int:
-        left = len(self._leftover)
-        self._scratch.incoming[:left] = self._leftover
-        return left
-
-    async def _take_messages(self, end: int) -> None:
-        """Decrypt and act on what the shared buffer holds; awaits only between turns, with the rest put aside."""
-        buffer, plain = self._scratch.incoming, self._scratch.plain
-        position = handled = 0
-        while end - position >= 2:
-            size = buffer[position] << 8 | buffer[position + 1]
-            start = position + 2
-            if end - start < size:
-                break
-            position = start + size
-            events = self._session.receive(plain[: self._decryptor.decrypt_into(buffer[start:position], plain)])
-            self._act_on(events)
-            handled += len(events) + 1
-            if handled > MAX_EVENTS_PER_TURN:
-                self._leftover = bytes(buffer[position:end])
-                self._settle()
-                await trio.lowlevel.checkpoint()
-                position, end, handled = 0, self._load_leftover(), 0
-        self._leftover = bytes(buffer[position:end])
-        self._settle()
+            handled = 0
+            while (plaintext := inbox.next_message()) is not None:
+                events = session.receive(plaintext)
+                self._act_on(events)
+                handled += len(events) + 1
+                if handled > MAX_EVENTS_PER_TURN:
+                    handled = 0
+                    inbox.put_aside()
+                    self._settle()
+                    await trio.lowlevel.checkpoint()
+                    inbox.load()
+            inbox.put_aside()
+            self._settle()
+            await inbox.fill()
 
     def _settle(self) -> None:
         """After a turn of reading: see that what it caused is written."""
@@ -496,8 +465,7 @@ class Connection:
         if self.reason is None and not stream.state.gone:
             # So that a peer stuck on its window goes on, and is reset or ends.
             self._session.consume(stream.state, dropped, now=trio.current_time(), rtt_s=0.0)
-            self._lingering[stream.state.number] = trio.current_time() + LINGER_S
-            self._watch()
+            self._lingering.begin(stream.state.number, self._nursery)
 
     def _forget_if_gone(self, stream: MuxedStream) -> None:
         if not stream.state.gone:
@@ -505,8 +473,8 @@ class Connection:
         number = stream.state.number
         if self._streams.pop(number, None) is not None:
             self._release_slot(stream)
-            self._negotiating.pop(number, None)
-            self._lingering.pop(number, None)
+            self._negotiating.end(number)
+            self._lingering.end(number)
             if self._is_ours(number):
                 self._outbound -= 1
             else:
@@ -521,6 +489,16 @@ class Connection:
         return number & 1 == self.dialer
 
     # ----------------------------------------------------- opening, accepting
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes read from the wire."""
+        return self._inbox.bytes_in
+
+    @property
+    def last_received(self) -> float:
+        """trio time at which the peer last sent anything."""
+        return self._inbox.last_received
 
     @property
     def bytes_out(self) -> int:
@@ -595,7 +573,7 @@ class Connection:
         first = self._offered is None
         self._offered = offered if callable(offered) else offered.__contains__
         if first:
-            for number in [*self._negotiating]:
+            for number in self._negotiating.numbers():
                 stream = self._streams[number]
                 self._negotiate(stream, memoryview(stream.take_unread()))
                 self._check_negotiable(stream)
@@ -611,8 +589,7 @@ class Connection:
         self._session.acknowledge(state)
         self._streams[state.number] = MuxedStream(self, state, Responder())
         self._inbound += 1
-        self._negotiating[state.number] = trio.current_time() + self._limits.negotiation_timeout_s
-        self._watch()
+        self._negotiating.begin(state.number, self._nursery)
 
     def _negotiate(self, stream: MuxedStream, payload: memoryview) -> None:
         negotiation = stream.negotiation
@@ -645,36 +622,15 @@ class Connection:
             self.reset(stream, StreamReset("the peer ended the stream while its protocol was negotiated"))
 
     def _hand_over(self, stream: MuxedStream) -> None:
-        self._negotiating.pop(stream.state.number, None)
+        self._negotiating.end(stream.state.number)
         if len(self._accepted) >= MAX_WAITING_STREAMS:
             self.reset(stream, StreamReset("too many streams wait to be accepted"))
             return
         self._accepted.append(stream)
         self._acceptors.unpark()
 
-    def _watch(self) -> None:
-        """See that patience ends: one task, while there is anything to be patient with."""
-        if not self._watching and self._nursery is not None and self.reason is None:
-            self._watching = True
-            self._nursery.start_soon(self._contain, self._keep_deadlines)
-
-    async def _keep_deadlines(self) -> None:
-        try:
-            while True:
-                now = trio.current_time()
-                for waiting, why in (
-                    (self._negotiating, "the peer took too long to name a protocol"),
-                    (self._lingering, "the peer did not end a stream that we had closed"),
-                ):
-                    due = [number for number, deadline in waiting.items() if deadline <= now]
-                    for number in due:
-                        self.reset(self._streams[number], StreamReset(why))
-                firsts = [next(iter(waiting.values())) for waiting in (self._negotiating, self._lingering) if waiting]
-                if not firsts:
-                    return
-                await trio.sleep_until(min(firsts))
-        finally:
-            self._watching = False
+    def _run_out_of_patience(self, number: int) -> None:
+        self.reset(self._streams[number], StreamReset("the peer took too long to name a protocol or to end the stream"))
 
     # ------------------------------------------------------------------ pings
 

@@ -1,4 +1,4 @@
-"""A whole registry behind its HTTP front, alone in its swarm, with its names in memory."""
+"""A whole registry behind its HTTP front, with its names in memory and its peers in this process."""
 
 from __future__ import annotations
 
@@ -15,26 +15,36 @@ from ipfsreg.database import Database, open_database
 from ipfsreg.http.app import make_app
 from ipfsreg.http.server import Server, open_server
 from ipfsreg.registry.service import RegistrySettings, open_registry
-from ipfsreg.testing.network import MemorySwarm, peer_of
+from ipfsreg.testing.network import MemoryEndpoint, MemorySwarm
 
 
 @asynccontextmanager
 async def open_front_door(
-    directory: Path, listen: str = "127.0.0.1:0", *, on_disk: bool = False
+    directory: Path,
+    listen: str = "127.0.0.1:0",
+    *,
+    on_disk: bool = False,
+    names: MemoryNames | None = None,
+    endpoint: MemoryEndpoint | None = None,
+    give_up_s: float = 5.0,
 ) -> AsyncIterator[Server]:
-    """Serve an empty registry on *listen*; blobs are kept in memory, or in *directory*."""
+    """Serve an empty registry on *listen*; blobs are kept in memory, or in *directory*.
+
+    Doors that share *names*, with *endpoint*s of one swarm, are nodes that know everything of each other at once.
+    """
+    endpoint = endpoint or MemorySwarm().endpoint("alice")
     async with (
-        open_database(directory / "db") as database,
+        open_database(directory / f"{endpoint.peer_id}.db") as database,
         _open_blobs(directory, database, on_disk) as (blocks, blobs),
-        open_bitswap(MemorySwarm().endpoint("alice"), blocks) as bitswap,
+        open_bitswap(endpoint, blocks) as bitswap,
         open_registry(
             database=database,
-            names=MemoryNames(),
+            names=names or MemoryNames(),
             blobs=blobs,
             bitswap=bitswap,
-            peer=peer_of("alice"),
+            peer=endpoint.peer_id,
             upload_secret=bytes(32),
-            settings=RegistrySettings(),
+            settings=RegistrySettings(give_up_s=give_up_s),
         ) as registry,
         open_server(make_app(registry), listen=[listen]) as server,
     ):

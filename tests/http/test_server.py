@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import random
 import resource
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -616,3 +617,28 @@ async def test_each_request_is_a_line_in_the_access_log(caplog: pytest.LogCaptur
     (record,) = (record for record in caplog.records if record.name == "ipfsreg.http.access")
     assert "GET /v2/ -> 200" in record.getMessage()
     assert record.__dict__["user_agent"] == "docker/28"
+
+
+async def test_mangled_requests_never_trouble_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    rng = random.Random(7)
+    settings = ServerSettings(linger_s=0.0)
+    async with open_server(echo, listen=HERE, settings=settings) as server:
+        for _ in range(300):
+            data = bytearray(REQUESTS)
+            for _ in range(rng.randrange(1, 6)):
+                at = rng.randrange(len(data))
+                match rng.randrange(3):
+                    case 0:
+                        data[at] = rng.randrange(256)
+                    case 1:
+                        del data[at : at + rng.randrange(20)]
+                    case _:
+                        data[at:at] = rng.randbytes(rng.randrange(8))
+            async with connect_http(server.places[0]) as client:
+                with suppress(trio.BrokenResourceError):
+                    await client.send(bytes(data))
+                    await client.stream.send_eof()
+                    await client.receive_end()
+        async with connect_http(server.places[0]) as client:
+            assert (await client.request("GET", "/")).status == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

@@ -34,6 +34,7 @@ from ipfsreg.p2p.handshake import Established, establish
 from ipfsreg.p2p.identity import Identity
 from ipfsreg.p2p.interface import Stream
 from ipfsreg.p2p.multistream import encode_line
+from ipfsreg.p2p.pnet import NONCE_BYTES
 from ipfsreg.p2p.stream import MuxedStream
 from ipfsreg.p2p.wire import wire_over
 from ipfsreg.testing.connections import open_pair, tcp_pair
@@ -119,9 +120,15 @@ async def test_bytes_pass_both_ways_over_tcp(psk: bytes | None) -> None:
         assert alice.bytes_out == bob.bytes_in > 1_000_000
 
 
-@pytest.mark.parametrize("psk", [None, PSK])
-async def test_bytes_pass_both_ways_over_any_trio_stream(psk: bytes | None) -> None:
-    async with echoing_pair(psk=psk, streams=trio.testing.lockstep_stream_pair()) as (alice, _):
+@pytest.mark.parametrize(
+    ("psk", "pair"),
+    # In a private network both speak first, which a pair without any buffer does not allow.
+    [(None, trio.testing.lockstep_stream_pair), (PSK, trio.testing.memory_stream_pair)],
+)
+async def test_bytes_pass_both_ways_over_any_trio_stream(
+    psk: bytes | None, pair: Callable[[], tuple[trio.abc.Stream, trio.abc.Stream]]
+) -> None:
+    async with echoing_pair(psk=psk, streams=pair()) as (alice, _):
         await check_sound(alice)
 
 
@@ -315,6 +322,16 @@ async def test_strangers_are_turned_away_in_the_handshake(garbage: bytes, psk: b
             await secure(far, identity=Identity.generate(), psk=psk, dialer=False)
         while await near.receive_some():
             pass  # until it is closed
+
+
+async def test_in_a_private_network_the_listener_speaks_first() -> None:
+    """js-libp2p waits for the nonce before it says anything itself."""
+    near, far = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(try_securing, far, PSK, False, [])
+        with trio.fail_after(1):
+            assert len(await near.receive_some()) == NONCE_BYTES
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_handshake_given_up_closes_the_stream(autojump_clock: trio.testing.MockClock) -> None:

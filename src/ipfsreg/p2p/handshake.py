@@ -52,6 +52,9 @@ async def establish(
     """Secure *wire*. See `connection.secure` for what it raises; closing the wire is left to the caller."""
     line = _Line(wire, psk)
     try:
+        if psk is not None and not dialer:
+            # At once: js-libp2p says nothing before it has our nonce. A dialer's goes with its first message.
+            await line.send(b"")
         handshake = await _shake_hands(line, identity, dialer=dialer, expected=expected)
     except ConnectionLost as error:
         if psk is not None and not line.understood:

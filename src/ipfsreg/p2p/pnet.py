@@ -1,8 +1,8 @@
 """The private network: everything on the wire, from the first byte, goes through XSalsa20 with the swarm's key.
 
-Each side begins with a random 24-byte nonce in the clear, then sends its bytes XORed with the key stream of (key,
-nonce). There is no authentication here (Noise follows inside); whoever lacks the key sees noise, and what he sends
-becomes noise.
+Each side begins, without waiting for the other, with a random 24-byte nonce in the clear; then it sends its bytes XORed
+with the key stream of (key, nonce). There is no authentication here (Noise follows inside); whoever lacks the key sees
+noise, and what he sends becomes noise.
 
 Spec: libp2p "Private Networks" (PSK v1); the `swarm.key` file is Kubo's.
 

@@ -67,6 +67,20 @@ async def test_a_bootstrapper_that_comes_up_late_is_reached() -> None:
                     assert await anext(events) == PeerEvent(bob.peer_id, PeerChange.CONNECTED)
 
 
+async def test_a_stream_opened_while_the_connection_dies_gets_another_connection() -> None:
+    async with open_hosts(2) as (alice, bob):
+        with trio.fail_after(10):
+            await alice.connect(info_of(bob))
+            async with alice.events() as events:
+                while (await anext(events)).change is not PeerChange.IDENTIFIED:
+                    pass
+            async with bob.accept(["/new/1"]) as streams, trio.open_nursery() as nursery:
+                nursery.start_soon(bob.disconnect, alice.peer_id, "just now")
+                stream = await alice.open_stream(bob.peer_id, ["/new/1"])
+                await stream.send_all(b"x")
+                assert await (await anext(streams)).receive_some() == b"x"
+
+
 async def test_announced_addresses_are_told_instead_of_the_real_ones() -> None:
     outside = ("/dns4/node.example/tcp/4619", "/ip4/203.0.113.9/tcp/4619")
     settings = NetworkSettings(listen_addrs=(LOOPBACK,), announce_addrs=outside)

@@ -161,21 +161,38 @@ async def test_a_push_changes_what_is_known() -> None:
 
 
 async def test_a_change_of_ours_is_pushed_once_to_those_who_asked() -> None:
-    async with open_host() as alice, bob_connected_to(alice) as bob:
+    send, pushed = trio.open_memory_channel[Description](100)
+
+    async def take_pushes(connection: Connection) -> None:
+        while True:
+            stream = await connection.accept_stream([PUSH])
+            message = await MessageReader(stream, 65536).read()
+            assert message is not None
+            await send.send(decode(message))
+            assert await receive_all(stream) == b""
+
+    async with open_host() as alice, bob_connected_to(alice) as bob, trio.open_nursery() as nursery:
         with trio.fail_after(10):
             await answer_once(bob, encode(Description(protocols=frozenset({PUSH}))))
             await wait_identified(alice)
+            nursery.start_soon(take_pushes, bob)
+            async with alice.accept(["/before/1"]):
+                await trio.sleep(4 * identify.SETTLE_S)
             assert "/late/1" not in (await ask(bob)).protocols
-            async with alice.accept(["/late/1"]), alice.accept(["/late/2"]):
-                stream = await bob.accept_stream([PUSH])
-                message = await MessageReader(stream, 65536).read()
-                assert message is not None
-                assert {"/late/1", "/late/2"} <= decode(message).protocols
-                assert await receive_all(stream) == b""
-            stream = await bob.accept_stream([PUSH])
-            message = await MessageReader(stream, 65536).read()
-            assert message is not None
-            assert "/late/1" not in decode(message).protocols
+            async with alice.accept(["/brief/1"]):
+                pass
+            # Long enough for a push of what has not changed after all.
+            await trio.sleep(4 * identify.SETTLE_S)
+            async with alice.accept(["/late/1"]):
+                # The parts of a node offer theirs one after another, with a few turns between them.
+                for _ in range(5):
+                    await trio.lowlevel.checkpoint()
+                async with alice.accept(["/late/2"]):
+                    first = await pushed.receive()
+                    assert {"/late/1", "/late/2"} <= first.protocols, "the first push, and nothing before bob had asked"
+            assert not {"/late/1", "/late/2"} & (await pushed.receive()).protocols
+            assert pushed.statistics().current_buffer_used == 0
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(

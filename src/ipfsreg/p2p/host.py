@@ -146,7 +146,7 @@ class Host:
             return await self._open_on(peer, protocols)
         except ConnectionLost:
             # It had died unnoticed. Nothing has been asked of the peer yet, so one more try cannot do anything twice.
-            if not connection.closed.is_set():
+            if connection.reason is None:
                 raise
         await self._swarm.reach(peer, insist=False)
         return await self._open_on(peer, protocols)

@@ -164,7 +164,7 @@ class Swarm:
             PeerUnreachable, LimitReached.
         """
         for connection in self.connections(peer):
-            if connection.closed.is_set():
+            if connection.reason is not None:
                 # It has ended this moment, and the task that carries it has not had its turn yet.
                 self._forget(connection)
         usable = self.connection(peer)

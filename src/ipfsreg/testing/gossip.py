@@ -42,7 +42,7 @@ class GossipSwarm:
         self, size: int, *, seed: int, settings: RouterSettings | None = None, dialect: Dialect = Dialect.V1_1
     ) -> None:
         self.now = 1000.0
-        self._rng = random.Random(seed)  # noqa: S311 - a simulation wants dice that can be thrown again
+        self._rng = random.Random(seed)
         self._settings = settings or RouterSettings()
         self._dialect = dialect
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
@@ -61,7 +61,7 @@ class GossipSwarm:
     def add_node(self) -> int:
         """A new node, connected to nobody."""
         number = len(self.delivered)
-        rng = random.Random(self._rng.random())  # noqa: S311 - as above
+        rng = random.Random(self._rng.random())
         self.routers[number] = Router(
             numbered_peer(number), self._settings, judge=lambda _message, _now: Verdict.ACCEPT, rng=rng
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ipfsreg.bitswap.session import Goal, Session, SessionStats
+from ipfsreg.bitswap.session import Goal, Session, SessionStats, salt_of
 from ipfsreg.bitswap.settings import BitswapSettings
 from ipfsreg.bitswap.source import Kind, Source
 from ipfsreg.ipld.block import Block
@@ -70,8 +70,9 @@ AskEvent = Received | Misbehaved | FindProviders
 class Asking:
     """All we want, and of whom it is asked."""
 
-    def __init__(self, draw: Callable[[], float], settings: BitswapSettings) -> None:
+    def __init__(self, own: PeerId, draw: Callable[[], float], settings: BitswapSettings) -> None:
         """*draw* gives random numbers in [0, 1)."""
+        self._own_salt = salt_of(own)
         self._draw = draw
         self._settings = settings
         self._sources: dict[PeerId, Source] = {}
@@ -121,7 +122,7 @@ class Asking:
             goal.lacks.discard(source)
             goal.told.discard(source)
         for session in self._sessions.values():
-            if session.sources.pop(source, None) is not None:
+            if session.leave(source):
                 touched[session] = None
         for session in touched:
             self._fill_session(session, now)
@@ -156,7 +157,7 @@ class Asking:
         self, root: Cid | None, first: Iterable[PeerId], *, spread: bool, block_bytes: int, now: float
     ) -> Session:
         """A new wanted set. *root* names the whole of which it is part: who has it, or wants it, takes part."""
-        session = Session(self._next_number, root, spread=spread, block_bytes=block_bytes, now=now)
+        session = Session(self._next_number, self._own_salt, root, spread=spread, block_bytes=block_bytes, now=now)
         self._next_number += 1
         self._sessions[session.number] = session
         if root is not None:
@@ -284,7 +285,7 @@ class Asking:
             return
         full = full and not any(source in goal.lacks for goal in session.window())
         if known is None or (full and not known):
-            session.sources[source] = full
+            session.join(source, full=full)
             if not full:
                 for goal in session.window():
                     self._advertise(source, goal)
@@ -322,7 +323,17 @@ class Asking:
                 for session in list(goal.sessions):
                     if source not in session.sources:
                         self._join(session, source, full=True, now=now)
+                    self._prefer_rarer(session, goal, now)
         self._fill(source, now)
+
+    def _prefer_rarer(self, session: Session, goal: Goal, now: float) -> None:
+        """One more peer has *goal*: if it is asked of one that has everything, ask that one for what only it has."""
+        source = goal.asked
+        if source is None or source.stalled or not session.sources.get(source) or source.is_sending(goal.cid):
+            return
+        if any(not session.copies(other) and session.may_have(source, other) for other in session.unasked.values()):
+            self._withdraw(goal, now)
+            self._fill(source, now)
 
     def receive_dont_have(self, peer: PeerId, cids: Iterable[Cid], now: float) -> None:
         """*peer* lacks *cids*; it remembers that we want them."""
@@ -340,7 +351,7 @@ class Asking:
             for session in goal.sessions:
                 touched[session] = None
                 if session.sources.get(source):
-                    session.sources[source] = False
+                    session.join(source, full=False)
                     for other in session.window():
                         self._advertise(source, other)
             if goal.asked is source:
@@ -483,18 +494,14 @@ class Asking:
 
     def _fill(self, source: Source, now: float) -> None:
         """Ask *source* for as much as it should have outstanding, in turns for each session it takes part in."""
-        if source.stalled or source.peer not in self._sources:
+        if source.peer not in self._sources:
             return
         sessions = [session for session in self._sessions.values() if session.unasked and source in session.sources]
         while sessions:
             sessions = [session for session in sessions if self._ask_one(session, source, now)]
 
     def _ask_one(self, session: Session, source: Source, now: float) -> bool:
-        if (
-            source.outstanding >= self._window(source)
-            or len(source.asks) >= session.max_asks()
-            or source.list_room <= 0
-        ):
+        if source.due >= self._window(source) or len(source.asks) >= session.max_asks() or source.list_room <= 0:
             return False
         if not self._has_room(session):
             return False
@@ -528,14 +535,19 @@ class Asking:
         self.news[source.peer] = None
 
     def _take_from(self, goal: Goal, now: float) -> None:
-        """Withdraw *goal* from the peer it is asked of."""
+        """Withdraw *goal* from the peer it is asked of, which is late."""
+        source = goal.asked
+        if source is not None and source in goal.have:
+            source.break_promise(now)
+            goal.have.discard(source)
+        self._withdraw(goal, now)
+
+    def _withdraw(self, goal: Goal, now: float) -> None:
+        """Ask nobody for *goal* now."""
         source = goal.asked
         if source is None:
             return
         source.settle(goal.cid, now)
-        if source in goal.have:
-            source.break_promise(now)
-        goal.have.discard(source)
         goal.told.discard(source)
         self._tell(source, goal.cid, Kind.CANCEL)
         self._release(goal, now)
@@ -547,7 +559,7 @@ class Asking:
         for source in list(self._sources.values()):
             if source.check_stall(now):
                 self._move_from_stalled(source, now)
-            elif source.check_recovery(now):
+            elif source.check_recovery(now) or source.partial:
                 self._fill(source, now)
         for session in list(self._sessions.values()):
             if session.asked:
@@ -580,7 +592,7 @@ class Asking:
     def _hurry(self, session: Session, now: float) -> None:
         """Let peers that would be done sooner take over what is late elsewhere."""
         for source in list(session.sources):
-            while not source.stalled and source.outstanding < self._window(source):
+            while not source.stalled and source.due < self._window(source):
                 goal = session.pick_late(source, now)
                 if goal is None:
                     break
@@ -622,7 +634,7 @@ class Asking:
                 continue
             self._probe(session, source, again=True)
             if source.peer in session.hints and source in session.sources:
-                session.sources[source] = True
+                session.join(source, full=True)
         self._fill_session(session, now)
 
     def next_deadline(self, now: float) -> float | None:

@@ -39,10 +39,10 @@ class Engine:
     """Decides what is asked of whom, and what is given to whom."""
 
     def __init__(
-        self, size_of: Callable[[Cid], int | None], draw: Callable[[], float], settings: BitswapSettings
+        self, own: PeerId, size_of: Callable[[Cid], int | None], draw: Callable[[], float], settings: BitswapSettings
     ) -> None:
-        """*size_of* answers from our store's index: a block's bytes, or None. *draw* gives randoms in [0, 1)."""
-        self._asking = Asking(draw, settings)
+        """*own* is ourselves; *size_of* answers from our store's index; *draw* gives random numbers in [0, 1)."""
+        self._asking = Asking(own, draw, settings)
         self._giving = Giving(size_of, settings)
 
     # ---------------------------------------------------------------- peers
@@ -113,6 +113,10 @@ class Engine:
     def is_wanted(self, give: Give, cid: Cid) -> bool:
         """Whether *cid* of *give* is still wanted: ask just before sending it."""
         return self._giving.is_wanted(give, cid)
+
+    def took(self, give: Give, size: int, now: float) -> None:
+        """The connection to the peer took *size* more bytes of *give*, a large one."""
+        self._giving.took(give, size, now)
 
     def given(self, give: Give, now: float, *, missing: Sequence[Cid] = ()) -> list[Event]:
         """*give* is over, sent or not; *missing* blocks were not in the store after all."""

@@ -37,10 +37,16 @@ _CANDIDATES = 16
 _REMEMBERED = 16384
 """Blocks whose number of uploads is known."""
 
-_ASSUMED_CAPACITY = 12.5e6
-"""Bytes per second our link is taken to carry until it has shown."""
+_RARITY_S = 4.0
+"""So long a peer waits for another that wants a block given once less."""
 
-_CAPACITY_MEMORY_S = 10
+_MOMENT_S = 0.25
+_MOMENTS = 4
+_FADING = 0.99
+"""The best rate seen is believed for some seconds: it halves in 17."""
+
+_SATURATED = 0.85
+"""Above this share of the best rate, more uploads at a time would only divide it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,22 +67,35 @@ class Give:
 
 
 class Uplink:
-    """What our link has shown to carry, in bytes per second."""
+    """What our link carries now and has shown to carry, in bytes per second."""
 
     def __init__(self) -> None:
-        self._seconds: deque[tuple[int, int]] = deque()
+        self._moment = 0
+        self._current = 0
+        self._recent: deque[int] = deque(maxlen=_MOMENTS)
+        self.capacity = 0.0
+        """The highest rate lately."""
+
+    @property
+    def rate(self) -> float:
+        """Over the last whole second."""
+        return sum(self._recent) / (_MOMENTS * _MOMENT_S)
 
     def record(self, size: int, now: float) -> None:
-        second = int(now)
-        if self._seconds and self._seconds[-1][0] == second:
-            size += self._seconds.pop()[1]
-        self._seconds.append((second, size))
-        while self._seconds[0][0] < second - _CAPACITY_MEMORY_S:
-            self._seconds.popleft()
+        """*size* bytes were taken by a peer's connection."""
+        self.pass_to(now)
+        self._current += size
 
-    def capacity(self, now: float) -> float:
-        whole = [size for second, size in self._seconds if int(now) - _CAPACITY_MEMORY_S <= second < int(now)]
-        return float(max(whole)) if whole else _ASSUMED_CAPACITY
+    def pass_to(self, now: float) -> int:
+        """Close the moments that are over; return the number of the present one."""
+        moment = int(now / _MOMENT_S)
+        self._moment = max(self._moment, moment - _MOMENTS - 1)
+        while self._moment < moment:
+            self._recent.append(self._current)
+            self._current = 0
+            self._moment += 1
+            self.capacity = max(self.rate, self.capacity * _FADING)
+        return moment
 
 
 class _Side:
@@ -88,8 +107,6 @@ class _Side:
         self.small_gives = 0
         self.in_flight = 0
         self.waits_since: float | None = None
-        self.drain: float | None = None
-        """Bytes per second this peer takes, as measured."""
 
 
 class Giving:
@@ -104,7 +121,10 @@ class Giving:
         self._small_turns: dict[PeerId, None] = {}
         self._large_turns: dict[PeerId, None] = {}
         self._gives: dict[Give, _Side] = {}
-        self._uploads: dict[Give, None] = {}
+        self._uploads: dict[Give, tuple[int, float]] = {}
+        """How much of each was taken by the peer's connection, and when last."""
+        self._allowed = 0
+        self._moment = -1
         self._in_flight = 0
         self._given: dict[bytes, int] = {}
         self._uplink = Uplink()
@@ -222,25 +242,28 @@ class Giving:
             self._allowance_at = now
             if self._allowance < 0:
                 return False
+        moment = self._uplink.pass_to(now)
         slots = self._settings.upload_slots
-        if len(self._uploads) < slots:
-            return True
-        capacity = self._uplink.capacity(now)
-        share = sum(self._burden(give, capacity, now) for give in self._uploads)
-        # Every other second half as many again are tried: more of them moving more shows as a higher capacity.
-        return share < slots * (1.5 if int(now) % 2 else 1.0)
+        if moment != self._moment:
+            self._moment = moment
+            rate, capacity = self._uplink.rate, self._uplink.capacity
+            if rate < _SATURATED * capacity or not rate:
+                self._allowed = max(self._allowed, slots) + 1
+            else:
+                self._allowed = slots if moment % 16 else max(slots, len(self._uploads)) * 5 // 4
+        return self._busy_slots(now) < max(slots, self._allowed)
 
-    def _burden(self, give: Give, capacity: float, now: float) -> float:
-        """How much of a slot *give* takes: the peer's rate in units of capacity / slots."""
-        rate = give.size / max(now - give.at, 1e-9)
-        drain = self._gives[give].drain
-        if drain is not None:
-            rate = min(rate, drain)
-        return min(1.0, self._settings.upload_slots * rate / capacity)
+    def _busy_slots(self, now: float) -> int:
+        """How many uploads count: not those of peers that take next to nothing."""
+        least = 0.1 * self._uplink.rate / max(1, len(self._uploads))
+        return sum(
+            now - give.at < 2 * _MOMENT_S or ((taken + BATCH_BYTES) / (now - give.at) >= least and now - at < 1.0)
+            for give, (taken, at) in self._uploads.items()
+        )
 
     def _next_side(self, now: float) -> _Side | None:
         """Whose turn it is: who wants what was given least often, but nobody waits long for others' rarities."""
-        best: tuple[float, int, int] | None = None
+        best: tuple[int, float, int] | None = None
         chosen: _Side | None = None
         for turn, peer in enumerate(islice(self._large_turns, _CANDIDATES)):
             side = self._sides[peer]
@@ -250,7 +273,7 @@ class Giving:
             if want is None:
                 continue
             waited = now - side.waits_since if side.waits_since is not None else 0.0
-            key = (self._times_given(want.entry.cid) - 2 * waited, side.large_gives, turn)
+            key = (side.large_gives, self._times_given(want.entry.cid) - waited / _RARITY_S, turn)
             if best is None or key < best:
                 best, chosen = key, side
         return chosen
@@ -279,7 +302,7 @@ class Giving:
         self._in_flight += size
         self._allowance -= size
         self._gives[give] = side
-        self._uploads[give] = None
+        self._uploads[give] = (0, now)
         return give
 
     def _count(self, cid: Cid) -> None:
@@ -294,6 +317,13 @@ class Giving:
         """Whether the peer still wants *cid* of *give*: ask just before sending it."""
         return self._gives[give].ledger.under_way.get(cid, False)
 
+    def took(self, give: Give, size: int, now: float) -> None:
+        """The connection to the peer took *size* more bytes of *give*."""
+        taken = self._uploads.get(give)
+        if taken is not None:
+            self._uploads[give] = (taken[0] + size, now)
+            self._uplink.record(size, now)
+
     def given(self, give: Give, now: float, *, missing: Sequence[Cid] = ()) -> None:
         """*give* is over, sent or not; *missing* blocks were not in the store after all."""
         side = self._gives.pop(give)
@@ -301,10 +331,7 @@ class Giving:
         side.in_flight -= give.size
         if give.large:
             del self._uploads[give]
-            self._uplink.record(give.size, now)
             side.large_gives -= 1
-            rate = give.size / max(now - give.at, 1e-6)
-            side.drain = rate if side.drain is None else side.drain + 0.3 * (rate - side.drain)
         else:
             side.small_gives -= 1
         for want in give.wants:

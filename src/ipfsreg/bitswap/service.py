@@ -15,9 +15,10 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -47,7 +48,7 @@ from ipfsreg.dht.interface import Routing
 from ipfsreg.errors import BlockNotFound, MalformedData, NetworkError, PeerMisbehaved, StoreError
 from ipfsreg.ipld.block import MAX_BLOCK_BYTES, Block
 from ipfsreg.ipld.cid import IDENTITY, Cid
-from ipfsreg.p2p.framing import MessageReader, send_message
+from ipfsreg.p2p.framing import MessageReader, framed
 from ipfsreg.p2p.interface import Network, PeerChange, PeerInfo, Stream
 from ipfsreg.peer_id import PeerId
 
@@ -68,6 +69,9 @@ REACH_S = 30.0
 SEARCHES = 16
 """Searches for providers under way at a time."""
 
+_SENT_AT_ONCE = 256 * 1024
+"""So often, in bytes, the engine learns how a large block proceeds."""
+
 _HASHED_INLINE_BYTES = 64 * 1024
 _SLOWEST_BYTES_PER_S = 12_500
 _SLOWEST_S = 10.0
@@ -87,8 +91,10 @@ class _Voice:
         self._stream: Stream | None = None
         self.lock = trio.Lock()
 
-    async def say(self, message: Message, *, tries: int) -> None:
+    async def say(self, message: Message, *, tries: int, sent: Callable[[int], None] | None = None) -> None:
         """Send *message*, with the lock held; on a broken stream try again on a new one.
+
+        *sent* is told how many bytes the connection took, as it takes them.
 
         Raises:
             NetworkError: the last try failed.
@@ -101,7 +107,11 @@ class _Voice:
                 with trio.fail_after(_deadline_for(size)):
                     if self._stream is None:
                         self._stream = await self._network.open_stream(self._peer, PROTOCOLS)
-                    await send_message(self._stream, *encode_message(message, self._stream.protocol))
+                    pieces = encode_message(message, self._stream.protocol)
+                    for part in framed(*pieces, at_most=_SENT_AT_ONCE):
+                        await self._stream.send_all(part)
+                        if sent is not None:
+                            sent(len(part))
             except NetworkError:
                 await self.hang_up()
                 if not left:
@@ -287,7 +297,7 @@ class Bitswap:
         self._routing = routing
         self._nursery = nursery
         dice = random.Random(network.peer_id.raw)  # noqa: S311 - spreads the order over peers, guards nothing
-        self._engine = Engine(store.size_of, dice.random, settings)
+        self._engine = Engine(network.peer_id, store.size_of, dice.random, settings)
         self._links: dict[PeerId, _Link] = {}
         self._sessions: dict[int, BlockSession] = {}
         self._searching: set[int] = set()
@@ -475,11 +485,14 @@ class Bitswap:
                 wanted = [block for block in blocks if self._engine.is_wanted(give, block.cid)]
                 if wanted:
                     payloads = [Payload(block.cid.prefix, block.data) for block in wanted]
-                    await voice.say(Message(payloads=payloads), tries=2)
+                    await voice.say(Message(payloads=payloads), tries=2, sent=partial(self._took, give))
         except NetworkError as error:
             logger.debug("cannot give blocks to %s: %s", give.peer, error)
         finally:
             self._apply(self._engine.given(give, trio.current_time(), missing=missing))
+
+    def _took(self, give: Give, size: int) -> None:
+        self._engine.took(give, size, trio.current_time())
 
     async def _read_block(self, cid: Cid, missing: list[Cid]) -> Block | None:
         try:

@@ -33,15 +33,28 @@ UNMEASURED_ASKS = 16
 """Blocks asked of one peer while the session does not know how large its blocks are."""
 
 
+def draw(block: int, salt: int) -> int:
+    """The lot that a peer draws for a block: the same for whoever computes it."""
+    return ((block ^ salt) * 0x9E3779B97F4A7C15) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def salt_of(peer: PeerId) -> int:
+    """What makes a peer's lots its own."""
+    return int.from_bytes(peer.raw[-8:], "big")
+
+
 class Goal:
     """One block somebody here wants, for all sessions that want it."""
 
-    __slots__ = ("asked", "cid", "have", "lacks", "lot", "priority", "sessions", "told")
+    __slots__ = ("asked", "cid", "draw", "have", "lacks", "lot", "priority", "rank", "rank_of", "sessions", "told")
 
     def __init__(self, cid: Cid, lot: float) -> None:
         self.cid = cid
         self.lot = lot
-        """Drawn once: decides between blocks that are equally rare."""
+        """Drawn once: decides between blocks that are equal otherwise."""
+        self.draw = int.from_bytes(cid.multihash[-8:], "big")
+        self.rank = 0
+        self.rank_of = -1
         self.sessions: dict[Session, None] = {}
         self.asked: Source | None = None
         self.have: set[Source] = set()
@@ -69,7 +82,9 @@ class SessionStats:
 class Session:
     """One wanted set with its peers. Only decides; `Asking` carries out."""
 
-    def __init__(self, number: int, root: Cid | None, *, spread: bool, block_bytes: int, now: float) -> None:
+    def __init__(
+        self, number: int, own_salt: int, root: Cid | None, *, spread: bool, block_bytes: int, now: float
+    ) -> None:
         """*spread*: many peers may pull the same set now; else blocks are asked in order. *block_bytes*: a guess."""
         self.number = number
         self.root = root
@@ -92,6 +107,44 @@ class Session:
         self._backlog: deque[Cid] = deque()
         self._block_bytes = block_bytes
         self._measured = False
+        self._own_salt = own_salt
+        self._full: set[Source] = set()
+        self._company: list[int] = []
+        self._company_number = 0
+
+    # ---------------------------------------------------------- the company
+
+    def join(self, source: Source, *, full: bool) -> None:
+        """*source* takes part, or is known better now."""
+        self.sources[source] = full
+        self._count_company()
+
+    def leave(self, source: Source) -> bool:
+        """*source* is gone; return whether it took part."""
+        known = self.sources.pop(source, None) is not None
+        self._count_company()
+        return known
+
+    def _count_company(self) -> None:
+        self._company = [source.salt for source, full in self.sources.items() if not full]
+        self._full = {source for source, full in self.sources.items() if full}
+        self._company_number += 1
+
+    def copies(self, goal: Goal) -> int:
+        """How many of the partial peers are known to have *goal*."""
+        return len(goal.have) - len(goal.have & self._full) if self._full else len(goal.have)
+
+    def rank(self, goal: Goal) -> int:
+        """How many of our company come before us in getting *goal* from a peer that has everything.
+
+        Everybody draws for everybody, from names alone (rendezvous hashing), so all come to the same answer without
+        a word: whoever has rank 0 asks first, and the others can have the block from it.
+        """
+        if goal.rank_of != self._company_number:
+            mine = draw(goal.draw, self._own_salt)
+            goal.rank = sum(draw(goal.draw, salt) < mine for salt in self._company)
+            goal.rank_of = self._company_number
+        return goal.rank
 
     # ----------------------------------------------------------- the wanted
 
@@ -192,7 +245,11 @@ class Session:
         return self.sources.get(source, False) and source not in goal.lacks
 
     def pick(self, source: Source, now: float) -> Goal | None:
-        """The block to ask of *source* next."""
+        """The block to ask of *source* next; of a stalled one, only what nobody else might have."""
+        if source.stalled:
+            return (
+                None if source.asks else next((goal for goal in self.orphans(8) if self.may_have(source, goal)), None)
+            )
         for cid, goal in self.urgent.items():
             if cid in self.unasked and self.may_have(source, goal) and self._is_quick(source, goal, now):
                 return goal
@@ -200,10 +257,10 @@ class Session:
         if not self.spread:
             return next((goal for goal in self.unasked.values() if self.may_have(source, goal)), None)
         best: Goal | None = None
-        best_key = (0, 0.0)
+        best_key = (0, 0, 0.0)
         for goal in self.unasked.values():
             if source in goal.have or (full and source not in goal.lacks):
-                key = (len(goal.have), goal.lot)
+                key = (self.copies(goal), self.rank(goal), goal.lot)
                 if best is None or key < best_key:
                     best, best_key = goal, key
         return best
@@ -228,8 +285,9 @@ class Session:
                 continue
             remaining = other.remaining(goal.cid, now)
             # What is at the head of the other's queue is probably on its way already: a second copy of it is waste.
-            first = next(iter(other.asks), None) == goal.cid and not other.stalled
-            needed = 4 * mine + 0.5 if first else (1.3 if goal.cid in self.urgent else 2.0) * mine + 0.2
+            needed = (
+                4 * mine + 0.5 if other.is_sending(goal.cid) else (1.3 if goal.cid in self.urgent else 2.0) * mine + 0.2
+            )
             if remaining > needed and remaining > latest:
                 best, latest = goal, remaining
         return best

@@ -21,13 +21,14 @@ MAX_LISTED = 1000
 
 _MESSAGE_ENTRIES = 512
 _ASSUMED_RATE = 4.0 * MIB
-_LEAST_WINDOW = 2 * MIB
 _LEAD_S = 0.25
 """How far ahead a peer is asked beyond its latency."""
+_PACE_S = 0.5
+"""A block that began to come so long ago shows how fast it comes."""
 _WINDOW_S = 0.25
 """Busy time after which the rate is measured anew."""
 _FIRST_PATIENCE_S = 1.0
-_LEAST_PATIENCE_S = 0.25
+_LEAST_PATIENCE_S = 1.0
 _MOST_PATIENCE_S = 15.0
 _LONGEST_PENALTY_S = 60.0
 
@@ -55,6 +56,7 @@ class Source:
 
     def __init__(self, peer: PeerId) -> None:
         self.peer = peer
+        self.salt = int.from_bytes(peer.raw[-8:], "big")
         self.asks: dict[Cid, Ask] = {}
         self.listed: dict[Cid, tuple[Kind, float]] = {}
         """What stands on its list of our wants, and since when."""
@@ -75,6 +77,9 @@ class Source:
         self._retry_at = 0.0
         self.offences = 0
         """Blocks that nobody here had asked for."""
+        self.partial = 0
+        """Bytes that came since the last whole block: of one that is on its way."""
+        self._partial_since = 0.0
         self._pending: dict[Cid, tuple[Kind, int]] = {}
         self._retell = False
         self._busy_since: float | None = None
@@ -173,6 +178,9 @@ class Source:
         self._pause = max(pause, self._pause_now(now))
         self._pause_at = self._quiet_since = self.last_byte_at = now
         self._bytes += count
+        if not self.partial:
+            self._partial_since = now
+        self.partial += count
         busy = self._busy_s + (now - self._busy_since if self._busy_since is not None else 0.0)
         if busy >= _WINDOW_S:
             rate = self._bytes / busy
@@ -223,6 +231,7 @@ class Source:
 
     def deliver(self) -> None:
         """It sent a block we had asked for."""
+        self.partial = 0
         self.blocks += 1
         self._stalls = self.broken_promises = 0
 
@@ -241,7 +250,7 @@ class Source:
         rate = _ASSUMED_RATE if self.rate is None else self.rate
         if self._busy_since is not None and not self._bytes:
             silent = now - self._busy_since + self._busy_s
-            rate = min(rate, _LEAST_WINDOW / max(silent, _WINDOW_S))
+            rate = min(rate, 2 * MIB / max(silent, _WINDOW_S))
         return max(rate, 1.0)
 
     def window(self, unmeasured: int) -> int:
@@ -250,11 +259,20 @@ class Source:
             return 1
         if self.rate is None:
             return unmeasured
-        return max(_LEAST_WINDOW, int(self.rate * ((self.latency or 0.0) + _LEAD_S)))
+        return int(self.rate * ((self.latency or 0.0) + _LEAD_S)) + 1
+
+    @property
+    def due(self) -> int:
+        """Bytes it still owes us, as estimated: what of a block is here already is not among them."""
+        return max(self.outstanding - self.partial, 0)
 
     def eta(self, size: int, now: float) -> float:
         """Seconds until *size* more bytes asked of it now would be here."""
-        return (self.latency or 0.0) + (self.outstanding + size) / self.speed(now)
+        return (self.latency or 0.0) + (self.due + size) / self.speed(now)
+
+    def is_sending(self, cid: Cid) -> bool:
+        """Whether the block *cid* is probably on its way: it is what was asked first, and something is coming."""
+        return self.partial > 0 and not self.stalled and next(iter(self.asks), None) == cid
 
     def remaining(self, cid: Cid, now: float) -> float:
         """Seconds until the block *cid*, asked already, should be here. It answers in the order it was asked."""
@@ -265,4 +283,9 @@ class Source:
             ahead += ask.size
             if ask.cid == cid:
                 break
-        return (self.latency or 0.0) + ahead / self.speed(now)
+        if self.partial and ahead == ask.size:
+            # On its way: the pace of this one block says more than a rate that has seen the peer's other clients.
+            passed = now - self._partial_since
+            pace = self.partial / passed if passed >= _PACE_S else _ASSUMED_RATE
+            return max(ahead - self.partial, 0) / max(pace, self.speed(now))
+        return (self.latency or 0.0) + max(ahead - self.partial, 0) / self.speed(now)

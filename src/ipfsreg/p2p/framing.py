@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ipfsreg.errors import PeerMisbehaved, StreamReset
 from ipfsreg.ipld.varint import encode_varint
 from ipfsreg.p2p.interface import Stream
@@ -81,17 +83,32 @@ class MessageReader:
                 raise PeerMisbehaved("length prefix longer than nine bytes")
 
 
-async def send_message(stream: Stream, *pieces: bytes | bytearray | memoryview) -> None:
-    """Send *pieces* as one varint-prefixed message; large pieces are not copied together first."""
-    head = encode_varint(sum(map(len, pieces)))
-    small = bytearray(head)
+def framed(
+    *pieces: bytes | bytearray | memoryview, at_most: int | None = None
+) -> Iterator[bytes | bytearray | memoryview]:
+    """What to send, part by part, for *pieces* as one varint-prefixed message.
+
+    Small pieces are put together; large ones are passed on without a copy, cut into parts of *at_most* bytes.
+    """
+    small = bytearray(encode_varint(sum(map(len, pieces))))
     for piece in pieces:
         if len(piece) < READ_BYTES:
             small += piece
             continue
         if small:
-            await stream.send_all(bytes(small))
+            yield small
             small = bytearray()
-        await stream.send_all(piece)
+        if at_most is None or len(piece) <= at_most:
+            yield piece
+        else:
+            view = memoryview(piece)
+            for start in range(0, len(piece), at_most):
+                yield view[start : start + at_most]
     if small:
-        await stream.send_all(bytes(small))
+        yield small
+
+
+async def send_message(stream: Stream, *pieces: bytes | bytearray | memoryview) -> None:
+    """Send *pieces* as one varint-prefixed message; large pieces are not copied together first."""
+    for part in framed(*pieces):
+        await stream.send_all(part)

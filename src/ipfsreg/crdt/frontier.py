@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from random import Random
+from typing import TYPE_CHECKING
 
 from ipfsreg.peer_id import PeerId
+
+if TYPE_CHECKING:
+    from random import Random
 
 MAX_NODES = 16_384
 """Nodes held in memory; more remain in the tables until there is room."""

@@ -280,8 +280,10 @@ def _publish(
 
 def _add_blocks(db: sqlite3.Connection, blob: int, blocks: Iterable[Block]) -> None:
     for block in blocks:
+        # Other bytes under the same hash have rotted: these mend them.
         db.execute(
-            "INSERT OR IGNORE INTO small_blocks (hash, own, data) VALUES (?, 0, ?)",
+            "INSERT INTO small_blocks (hash, own, data) VALUES (?, 0, ?) "
+            "ON CONFLICT (hash) DO UPDATE SET data = excluded.data WHERE data <> excluded.data",
             (block.cid.multihash, bytes(block.data)),
         )
         db.execute("INSERT OR IGNORE INTO blob_blocks (hash, blob) VALUES (?, ?)", (block.cid.multihash, blob))

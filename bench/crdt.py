@@ -22,6 +22,7 @@ from random import Random
 
 import trio
 
+from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.crdt.delta import Delta, Element, Head, build_node, encode_broadcasts, parse_node
 from ipfsreg.crdt.interface import Put
 from ipfsreg.crdt.replica import Replica, open_replica
@@ -30,7 +31,7 @@ from ipfsreg.database import open_database
 from ipfsreg.ipld.cid import RAW, Cid
 from ipfsreg.oci.digest import Digest
 from ipfsreg.testing.network import peer_of
-from ipfsreg.testing.replicas import ReplicaSwarm, SwarmBlocks, TableBlockstore
+from ipfsreg.testing.replicas import ReplicaSwarm, SwarmBlocks
 from ipfsreg.testing.topic import MemoryMesh
 
 VALUE = bytes(range(120))
@@ -42,9 +43,9 @@ async def open_alone(directory: Path) -> AsyncIterator[Replica]:
     """A replica on a real disk with nobody else."""
     async with (
         open_database(directory / "names.db") as database,
+        open_blobstore(directory, database) as (store, _),
         MemoryMesh().join("names", peer_of("alice")) as topic,
     ):
-        store = await TableBlockstore.prepared(database)
         blocks = SwarmBlocks(ReplicaSwarm(directory), peer_of("alice"))
         async with open_replica(database, store, blocks, topic) as replica:
             yield replica

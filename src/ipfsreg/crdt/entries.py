@@ -152,15 +152,13 @@ def read_name(database: Database, key: str) -> bytes | None:
 
 def scan_names(database: Database, prefix: str, after: str, limit: int | None) -> list[tuple[str, bytes]]:
     """Up to *limit* current entries below *prefix*, in byte order, those behind *after*."""
-    # SQLite compares text as the bytes of its UTF-8, so each of these is one range of the primary key.
-    where, parameters = ["key >= ?"], [prefix]
+    # SQLite compares text as the bytes of its UTF-8, so this is one range of the primary key. It must have one lower
+    # bound: of two, SQLite seeks to one and reads everything up to the other.
+    where, parameters = (["key > ?"], [after]) if after >= prefix else (["key >= ?"], [prefix])
     end = end_of_prefix(prefix)
     if end is not None:
         where.append("key < ?")
         parameters.append(end)
-    if after:
-        where.append("key > ?")
-        parameters.append(after)
     rows = database.read(
         f"SELECT key, value FROM crdt_names WHERE {' AND '.join(where)} ORDER BY key LIMIT ?",  # noqa: S608 (constants)
         (*parameters, -1 if limit is None else limit),

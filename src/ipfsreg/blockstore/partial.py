@@ -103,6 +103,7 @@ class DiskPartial:
         """Make the file, or find out what it already has. Raises StoreFull, StoreError."""
         row = await self._shelf.index.begin(self.info)
         self._row_id = row.id
+        self._shelf.recall(self.digest)
         try:
             self._file, is_new = await trio.to_thread.run_sync(_open_file, self.path, self.size)
             weakref.finalize(self, os.close, self._file)

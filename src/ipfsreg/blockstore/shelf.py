@@ -7,6 +7,8 @@ What holds after a crash at any point:
   which the sweep after the next start deletes.
 - Deletion begins with the row. A crash before the file is gone leaves such a file too.
 - A blob found damaged loses its row's state first and its place afterwards.
+- A fetch that was cut off between rename and row lies in its place with the row of an arriving blob. It is moved back,
+  and nothing has to be fetched again.
 
 So a row without a file can only come from outside. It is noticed when the file is needed, and the blob is then counted
 as arriving: whoever wants it fetches what is missing.
@@ -173,6 +175,12 @@ class Shelf:
 
     # ------------------------------------------------------------ sweeping
 
+    def recall(self, digest: Digest) -> None:
+        """Move the file of an arriving blob back from where a crash near its end left it. Raises StoreError."""
+        row = self.index.blob(digest)
+        if row is not None and not row.is_whole and digest not in self._placing:
+            self._set_aside(digest, keep=True)
+
     async def sweep(self) -> None:
         """Delete files that no row knows, left by a crash. May run beside everything else."""
         for files, is_known in (
@@ -181,6 +189,8 @@ class Shelf:
         ):
             for path, digest in await trio.to_thread.run_sync(lambda files=files: list(files())):
                 # Looked up and deleted without a pause: whoever publishes is either in `_placing` or has a row.
+                if digest is not None:
+                    self.recall(digest)
                 if digest is None or not is_known(digest):
                     self.disk.remove(path)
                     logger.info("removed %s, left over from an interrupted write", path)

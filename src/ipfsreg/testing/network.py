@@ -213,7 +213,8 @@ class MemoryEndpoint:
         if peer in self._connected:
             return
         other = self._swarm.by_id.get(peer)
-        if other is None or other is self or not self._swarm.link(self, other).up:
+        gone = self.peer_id not in self._swarm.by_id
+        if other is None or other is self or gone or not self._swarm.link(self, other).up:
             raise PeerUnreachable(f"{peer} cannot be reached")
         for here, there in ((self, other), (other, self)):
             here._connected[there.peer_id] = []

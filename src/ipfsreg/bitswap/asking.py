@@ -323,7 +323,8 @@ class Asking:
                 for session in list(goal.sessions):
                     if source not in session.sources:
                         self._join(session, source, full=True, now=now)
-                    self._prefer_rarer(session, goal, now)
+                    if goal.asked is not source:
+                        self._prefer_rarer(session, goal, now)
         self._fill(source, now)
 
     def _prefer_rarer(self, session: Session, goal: Goal, now: float) -> None:
@@ -367,6 +368,8 @@ class Asking:
         """*peer* sent *block*; its hash was checked."""
         source = self._sources.get(peer)
         if source is None:
+            if self._is_shunned(peer, now):
+                return
             source = self._sources[peer] = Source(peer)
         cid = block.cid
         source.struck(cid)
@@ -601,8 +604,7 @@ class Asking:
 
     def _consider_search(self, session: Session, now: float) -> None:
         """Look for peers while something can be asked of nobody."""
-        orphans = session.orphans(1)
-        if not orphans and not self._waits_on_stalled(session):
+        if not session.orphans(1):
             session.starving_since = session.next_search = None
             session.searches = 0
             return
@@ -615,9 +617,6 @@ class Asking:
         if session.next_search is not None and now >= session.next_search:
             self._search(session, now)
 
-    def _waits_on_stalled(self, session: Session) -> bool:
-        return bool(session.asked) and all(goal.asked is None or goal.asked.stalled for goal in session.asked.values())
-
     def _search(self, session: Session, now: float) -> None:
         session.searches += 1
         session.next_search = now + min(
@@ -627,7 +626,7 @@ class Asking:
         if wanted is not None:
             self.events.append(FindProviders(session.number, session.root if session.root is not None else wanted))
         # Whoever lacked it may have it now, and may have forgotten that we asked.
-        for goal in list(session.unasked.values()):
+        for goal in session.window():
             goal.lacks.clear()
         for source in list(self._sources.values()):
             if self._is_shunned(source.peer, now):

@@ -25,7 +25,7 @@ MAX_PRESENCES = 4096
 INSTEAD_OF_HAVE_BYTES = 1024
 """Blocks up to here answer a WANT_HAVE themselves: they cost what two messages would."""
 
-LARGE_BYTES = 64 * 1024
+LARGE_BYTES = 32 * 1024
 """Blocks from here on queue for upload slots; smaller ones overtake them."""
 
 _CHOICE = 64

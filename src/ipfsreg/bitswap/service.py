@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -312,7 +312,7 @@ class Bitswap:
 
     async def fetch(
         self, cids: Sequence[Cid], *, first: Sequence[PeerId] = (), deadline_s: float | None = None
-    ) -> AsyncIterator[Block]:
+    ) -> AsyncGenerator[Block, None]:
         """Yield the verified blocks of *cids* as they come (see `BlockService.fetch`)."""
         with self.session(
             None, first=[PeerInfo(peer) for peer in first], spread=False, block_bytes=16 * 1024

@@ -248,7 +248,11 @@ class Session:
         """The block to ask of *source* next; of a stalled one, only what nobody else might have."""
         if source.stalled:
             return (
-                None if source.asks else next((goal for goal in self.orphans(8) if self.may_have(source, goal)), None)
+                None
+                if source.asks
+                else next(
+                    (goal for goal in self.orphans(8) if goal.asked is None and self.may_have(source, goal)), None
+                )
             )
         for cid, goal in self.urgent.items():
             if cid in self.unasked and self.may_have(source, goal) and self._is_quick(source, goal, now):
@@ -297,10 +301,11 @@ class Session:
     def orphans(self, limit: int) -> list[Goal]:
         """Blocks nobody can be asked for: whoever might have them lacks them or is stalled. The urgent ones first."""
         sources = [source for source in self.sources if not source.stalled]
-        found: list[Goal] = []
-        for cid, goal in islice(chain(self.urgent.items(), self.unasked.items()), 4 * limit):
+        found: dict[Cid, Goal] = {}
+        for goal in islice(chain(self.urgent.values(), self.window()), 4 * limit):
             if len(found) == limit:
                 break
-            if cid in self.unasked and not any(self.may_have(source, goal) for source in sources):
-                found.append(goal)
-        return found
+            hopeful = goal.asked is not None and not goal.asked.stalled
+            if not hopeful and not any(self.may_have(source, goal) for source in sources):
+                found[goal.cid] = goal
+        return list(found.values())

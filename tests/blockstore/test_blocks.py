@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -78,6 +79,21 @@ async def test_pushing_again_mends_a_damaged_blob(open_store: OpenStore) -> None
         await blobs.verify(digest)
         for cid in LAYOUT.leaves:
             assert (await blocks.get(cid)).data == SOURCE[cid].data
+
+
+async def test_a_leaf_hashed_within_the_hour_is_read_without_hashing(open_store: OpenStore) -> None:
+    async with open_store() as (_, blobs):
+        digest = await push(blobs, LAYER)
+    async with open_store() as (blocks, blobs):
+        path = blobs.open(digest).path
+        status = path.stat()
+        await blocks.get(LAYOUT.leaves[0])
+        for offset in (0, CHUNK):
+            damage(blobs, digest, offset)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert bytes((await blocks.get(LAYOUT.leaves[0])).data[:2]) == b"\xde\xad", "a disk that lies unnoticed"
+        with pytest.raises(StoreDamaged):
+            await blocks.get(LAYOUT.leaves[1])
 
 
 async def test_a_second_blob_with_the_leaf_helps_out(open_store: OpenStore) -> None:

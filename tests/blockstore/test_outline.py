@@ -91,6 +91,26 @@ def test_a_node_that_names_a_block_again_asks_for_it_again() -> None:
     assert outline.leaves[leaf.multihash] == Leaf(0, 4, framed=False)
 
 
+def test_a_leaf_that_is_here_already_is_placed_from_there() -> None:
+    """The second node is seen after the leaf both name: who fetches need not ask for it twice."""
+    data = bytes(12) + bytes(8) + b"end"
+    layout, source = file_blocks(data, TINY)
+    outline, file = Outline(layout.root, len(data)), bytearray(b"\xff" * len(data))
+    for cid in (layout.root, *outline.wanted(0, len(data), 1)):
+        put(outline, file, source[cid])
+    first, second = outline.wanted(0, len(data), None)
+    put(outline, file, source[first])
+    (zeros,) = outline.wanted(0, 12, None)
+    put(outline, file, source[zeros])
+    assert outline.again == []
+    put(outline, file, source[second])
+    assert outline.again == [zeros]
+    leaf = outline.leaves[zeros.multihash]
+    put(outline, file, Block(zeros, bytes(file[leaf.offset : leaf.offset + leaf.length])))
+    assert file[:20] == bytes(20)
+    assert [span.start for span in outline.missing()] == [20]
+
+
 def test_settling_twice_counts_once() -> None:
     data = pattern(9)
     layout, source = file_blocks(data, TINY)

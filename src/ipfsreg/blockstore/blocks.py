@@ -1,8 +1,13 @@
-"""`DiskBlockstore`: blocks out of the database, out of the files of whole blobs, and out of blobs that are arriving."""
+"""`DiskBlockstore`: blocks out of the database, out of the files of whole blobs, and out of blobs that are arriving.
+
+A leaf is hashed when it is read, unless it, or its blob, was within the last hour and the file has not been written to
+since (`checked`).
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -10,7 +15,8 @@ from functools import partial
 
 import trio
 
-from ipfsreg.blockstore.disk import named, read_at
+from ipfsreg.blockstore.checked import Stamp, stamp_of
+from ipfsreg.blockstore.disk import named, read_all
 from ipfsreg.blockstore.index import LeafPlace, put_blocks_in
 from ipfsreg.blockstore.outline import Leaf
 from ipfsreg.blockstore.partial import PartialBook
@@ -84,33 +90,45 @@ class DiskBlockstore:
         return Block(cid, data)
 
     async def _get_leaf(self, cid: Cid) -> Block | None:
+        checked = self._shelf.checked
         damaged: StoreDamaged | None = None
         for place in self._index.leaf_places(cid.multihash):
+            key = (place.digest, cid.multihash)
+            trusted = checked.stamp(place.digest) or checked.stamp(key)
             try:
-                return await trio.to_thread.run_sync(self._read_leaf, cid, place)
+                block, stamp = await trio.to_thread.run_sync(self._read_leaf, cid, place, trusted)
             except StoreDamaged as error:
                 damaged = error
                 await self._shelf.demote(place.digest, partial(self._is_damaged, cid, place))
+            else:
+                if stamp != trusted:
+                    checked.add(key, stamp)
+                return block
         if damaged is not None:
             raise damaged
         return None
 
-    def _read_leaf(self, cid: Cid, place: LeafPlace) -> Block:
-        """In a thread. Raises StoreDamaged, StoreError."""
+    def _read_leaf(self, cid: Cid, place: LeafPlace, trusted: Stamp | None) -> tuple[Block, Stamp]:
+        """In a thread: the leaf, hashed unless the file has the stamp *trusted*. Raises StoreDamaged, StoreError."""
         try:
-            content = read_at(self._shelf.disk.blob_path(place.digest), place.leaf.length, place.leaf.offset)
+            file = os.open(self._shelf.disk.blob_path(place.digest), os.O_RDONLY)
+            try:
+                stamp = stamp_of(os.fstat(file))
+                content = read_all(file, place.leaf.length, place.leaf.offset)
+            finally:
+                os.close(file)
         except FileNotFoundError:
             raise StoreDamaged(f"the file of blob {place.digest} is gone") from None
         except OSError as error:
             raise named(error) from error
         data = place.leaf.block_data(content)
-        if not cid.matches(data):
+        if len(content) != place.leaf.length or (stamp != trusted and not cid.matches(data)):
             raise StoreDamaged(f"block {cid} in blob {place.digest} does not hash to it")
-        return Block(cid, data)
+        return Block(cid, data), stamp
 
     async def _is_damaged(self, cid: Cid, place: LeafPlace) -> bool:
         try:
-            await trio.to_thread.run_sync(self._read_leaf, cid, place)
+            await trio.to_thread.run_sync(self._read_leaf, cid, place, None)
         except StoreDamaged:
             return True
         return False

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ipfsreg.blockstore.checked import Stamp, stamp_of
 from ipfsreg.errors import DigestInvalid, StoreDamaged, StoreError, StoreFull
 from ipfsreg.oci.digest import Digest
 
@@ -69,7 +70,7 @@ class Disk:
         """Where the blob lies while it is not whole."""
         return self.arriving / f"{digest.algorithm}-{digest.hex}"
 
-    def publish(self, source: Path, digest: Digest) -> None:
+    def publish(self, source: Path, digest: Digest) -> Stamp:
         """Make the bytes of *source* the file of the blob; on return they and its name survive a power cut.
 
         Raises:
@@ -84,6 +85,7 @@ class Disk:
                 sync_directory(target.parent.parent)
             os.rename(source, target)
             sync_directory(target.parent)
+            return stamp_of(target.stat())
 
     def materialize(self, digest: Digest, data: bytes) -> Path:
         """Write a file of the blob that need not survive anything, because its bytes are in the database."""

@@ -179,6 +179,7 @@ class MemoryPartial:
         if isinstance(self._waiters.failure, DigestMismatch):
             raise DigestMismatch(*self._waiters.failure.args)
         self._put(block)
+        self.place_known()
 
     def _put(self, block: Block) -> None:
         try:
@@ -192,8 +193,18 @@ class MemoryPartial:
             self._store._blocks.hold(str(self.digest), [Block(block.cid, bytes(block.data))])
         for span in placement.spans:
             self._waiters.arrived(span.start, span.end)
-        while self._outline.inline:
-            self._put(self._outline.inline.pop())
+
+    def place_known(self) -> None:
+        """Put what need not be fetched."""
+        outline = self._outline
+        while outline.inline or outline.again:
+            if outline.inline:
+                self._put(outline.inline.pop())
+            else:
+                cid = outline.again.pop()
+                leaf = outline.leaves[cid.multihash]
+                content = bytes(self._data[leaf.offset : leaf.offset + leaf.length])
+                self._put(Block(cid, leaf.block_data(content)))
 
     async def wait_range(self, start: int, end: int) -> None:
         await self._waiters.wait(start, end)
@@ -320,8 +331,7 @@ class MemoryBlobStore:
             except MalformedData as error:
                 raise DigestMismatch(f"root {root} does not lead to {digest}: {error}") from None
             self._partials[digest] = partial
-            while partial._outline.inline:
-                partial._put(partial._outline.inline.pop())
+            partial.place_known()
         partial.take_up()
         return partial
 

@@ -81,6 +81,8 @@ class Outline:
         """Multihash -> block, of inner nodes that are here."""
         self.inline: list[Block] = []
         """Blocks that are awaited and came inside their own CID. Place them like others; never ask peers for them."""
+        self.again: list[Cid] = []
+        """Blocks that are awaited although `leaves` has their content at another place. Place them from there."""
         self.missing_bytes = size
         self._reader = Reader(root, size=size)
         self._missing: list[Missing] = []
@@ -204,4 +206,6 @@ class Outline:
                 inline = inline_block(span.cid)
                 if inline is not None:
                     self.inline.append(inline)
+                elif span.cid.multihash in self.leaves:
+                    self.again.append(span.cid)
             awaited.append(span)

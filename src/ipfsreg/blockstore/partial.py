@@ -13,7 +13,9 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Protocol
 
@@ -67,6 +69,7 @@ class DiskPartial:
         self._outline = Outline(info.root, info.size)
         self._waiters = RangeWaiters(self._outline.has_range)
         self._follower = shelf.follower(self.path, info.digest.algorithm, leaves=False)
+        self._closing: Callable[[], object] | None = None
         self._unsaved: list[Block] = []
         self._saving = False
         self._completing = trio.Lock()
@@ -106,12 +109,12 @@ class DiskPartial:
         self._shelf.recall(self.digest)
         try:
             self._file, is_new = await trio.to_thread.run_sync(_open_file, self.path, self.size)
-            weakref.finalize(self, os.close, self._file)
+            self._closing = weakref.finalize(self, os.close, self._file)
             if not is_new:
                 await self._recover()
         except OSError as error:
             raise named(error) from error
-        await self._place_inline()
+        await self._place_known()
         self._follower.extend(self._outline.prefix)
 
     async def _recover(self) -> None:
@@ -142,6 +145,12 @@ class DiskPartial:
                     await self._write(placement, skip=offset)
                     self._settle(placement)
 
+    def close(self) -> None:
+        """The store is closing: nothing can be read or written any more."""
+        self._file = -1
+        if self._closing is not None:
+            self._closing()
+
     def take_up(self) -> None:
         """Somebody fetches again: readers may wait again."""
         self._waiters.failure = None
@@ -158,15 +167,27 @@ class DiskPartial:
         self._check_usable()
         try:
             await self._take(block)
-            await self._place_inline()
+            await self._place_known()
         except MalformedData as error:
             raise await self._throw_away(
                 DigestMismatch(f"root {self.root} does not lead to {self.digest}: {error}")
             ) from None
 
-    async def _place_inline(self) -> None:
-        while self._outline.inline:
-            await self._take(self._outline.inline.pop())
+    async def _place_known(self) -> None:
+        """Put what need not be fetched: blocks that their CID holds, and leaves that are here at another place."""
+        outline = self._outline
+        # Taken off the lists only when placed: a cancelled `put` must not lose what nobody else would bring.
+        while outline.inline or outline.again:
+            if outline.inline:
+                block = outline.inline[-1]
+                await self._take(block)
+                outline.inline[:] = [other for other in outline.inline if other is not block]
+            else:
+                cid = outline.again[-1]
+                leaf = outline.leaves[cid.multihash]
+                content = await self.read(leaf.offset, leaf.offset + leaf.length)
+                await self._take(Block(cid, leaf.block_data(content)))
+                outline.again[:] = [other for other in outline.again if other is not cid]
 
     async def _take(self, block: Block) -> None:
         placement = self._outline.place(block)
@@ -301,7 +322,9 @@ def _write_copies(file: int, content: bytes | memoryview, offsets: Sequence[int]
 
 
 def _covers(ranges: Sequence[tuple[int, int]], start: int, end: int) -> bool:
-    return any(first <= start and end <= last for first, last in ranges)
+    """Whether one of the sorted *ranges* has all of [start, end)."""
+    index = bisect_right(ranges, start, key=itemgetter(0))
+    return index > 0 and end <= ranges[index - 1][1]
 
 
 def _find_leaves(file: int, asked: Sequence[tuple[Cid, int, int]]) -> list[tuple[Block, int]]:
@@ -386,6 +409,11 @@ class PartialBook:
             await partial.drop()
         else:
             await discard(self._shelf, digest)
+
+    def close(self) -> None:
+        """The store is closing. What has come is kept."""
+        while self._open:
+            self._open.popitem()[1].close()
 
     def find(self, multihash: bytes) -> tuple[DiskPartial, Leaf | Block] | None:
         """A block of any arriving blob."""

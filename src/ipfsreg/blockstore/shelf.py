@@ -25,6 +25,7 @@ from pathlib import Path
 import trio
 
 from ipfsreg.blockstore.arrivals import ArrivalFeed
+from ipfsreg.blockstore.checked import Checked
 from ipfsreg.blockstore.disk import Disk, naming_errors
 from ipfsreg.blockstore.hashing import Follower, Hasher
 from ipfsreg.blockstore.index import FILE, INLINE, Index
@@ -45,6 +46,8 @@ class Shelf:
         self.disk = disk
         self.index = index
         self.feed = ArrivalFeed()
+        self.checked = Checked()
+        """Digests of whole blobs, and (digest, multihash) of single leaves."""
         self._nursery = nursery
         self._hash_threads = trio.CapacityLimiter(max(2, os.cpu_count() or 1))
         self._turns: Turns[Digest] = Turns()
@@ -84,8 +87,9 @@ class Shelf:
             with trio.CancelScope(shield=True):
                 self._placing.add(info.digest)
                 try:
-                    await trio.to_thread.run_sync(self.disk.publish, source, info.digest)
+                    stamp = await trio.to_thread.run_sync(self.disk.publish, source, info.digest)
                     self._materialized.discard(info.digest)
+                    self.checked.add(info.digest, stamp)
                     try:
                         info = await self.index.publish(info, FILE, leaves, nodes)
                     except StoreError:

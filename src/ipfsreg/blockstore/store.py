@@ -34,5 +34,8 @@ async def open_blobstore(directory: Path, database: Database) -> AsyncIterator[t
         shelf = Shelf(disk, index, nursery)
         partials = PartialBook(shelf)
         shelf.spawn(shelf.sweep)
-        yield DiskBlockstore(shelf, partials), DiskBlobStore(shelf, UploadBook(shelf), partials)
-        nursery.cancel_scope.cancel()
+        try:
+            yield DiskBlockstore(shelf, partials), DiskBlobStore(shelf, UploadBook(shelf), partials)
+        finally:
+            nursery.cancel_scope.cancel()
+            partials.close()

@@ -58,6 +58,7 @@ async def check_blobstore(open_store: OpenStore) -> None:
         _fetches,
         _fetch_of_one_range,
         _one_leaf_everywhere,
+        _leaf_of_two_nodes,
         _readers_of_a_fetch,
         _served_while_arriving,
         _unwanted_blocks,
@@ -407,6 +408,22 @@ async def _one_leaf_everywhere(blocks: Blockstore, blobs: BlobStore) -> None:
         info = await partial.complete()
         await _assert_whole(blocks, blobs, data, profile)
         await blobs.delete(info.digest)
+
+
+async def _leaf_of_two_nodes(blocks: Blockstore, blobs: BlobStore) -> None:
+    """A block is wanted once: when another node names it later, the store has it already."""
+    data = bytes(174 * LITE.chunk_bytes) + b"between" + bytes(LITE.chunk_bytes - 7) + bytes(LITE.chunk_bytes)
+    layout, source = file_blocks(data, LITE)
+    partial = await blobs.open_partial(Digest.of(data), len(data), layout.root)
+    given: list[Cid] = []
+    while wanted := partial.wanted(limit=1):
+        given += wanted
+        await partial.put(source[wanted[0]])
+    assert len(given) == len(set(given)) == len(source)
+    await partial.complete()
+    assert await blobs.read_whole(Digest.of(data), len(data)) == data
+    for cid, block in source.items():
+        assert bytes((await blocks.get(cid)).data) == bytes(block.data)
 
 
 async def _readers_of_a_fetch(blocks: Blockstore, blobs: BlobStore) -> None:

@@ -1,4 +1,4 @@
-"""The main job in figures: start-up, memory, how soon a push is seen elsewhere, and a large layer through a second node.
+"""The main job in figures: start-up, memory, how soon a push is seen elsewhere, a large layer through a second node.
 
     .venv/bin/python bench/main_job.py [--mib 1024] [--rounds 3] [--pushes 40] [--dir DIR]
 

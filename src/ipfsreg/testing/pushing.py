@@ -53,7 +53,8 @@ class Client:
         answer = self._http.patch(answer.headers["Location"], content=_pieces(content, hasher))
         _expect(answer, 202)
         digest = f"sha256:{hasher.hexdigest()}"
-        _expect(self._http.put(answer.headers["Location"], params={"digest": digest}), 201)
+        location = answer.headers["Location"]
+        _expect(self._http.put(f"{location}{'&' if '?' in location else '?'}digest={digest}"), 201)
         return digest
 
     def push_manifest(

@@ -1,6 +1,6 @@
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ipfsreg.crdt.delta import Delta, Element, Node, build_node
 from ipfsreg.crdt.intake import MAX_ARRIVALS, MAX_COMMITS, MAX_WAITING_BYTES, Intake
@@ -79,6 +79,14 @@ async def test_who_brings_more_than_the_disk_takes_waits(nursery: trio.Nursery) 
     await taken(intake)
     await wait_all_tasks_blocked()
     assert len(brought) == 12
+
+
+async def test_a_node_that_comes_twice_takes_room_once(autojump_clock: MockClock) -> None:
+    intake = Intake()
+    for _ in range(5):
+        await intake.add_arrival(node(1, 1_500_000))
+    with trio.fail_after(1):
+        await intake.add_arrival(node(2))
 
 
 async def test_a_transaction_is_bounded_and_the_rest_follows(nursery: trio.Nursery) -> None:

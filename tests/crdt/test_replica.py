@@ -11,9 +11,10 @@ from trio.testing import MockClock
 from ipfsreg.crdt.delta import Delta, Element, Head, build_node, decode_broadcast, encode_broadcasts
 from ipfsreg.crdt.interface import Delete, KeyChanged, Names, Put
 from ipfsreg.crdt.replica import Replica, ReplicaSettings, trusting
+from ipfsreg.crdt.walker import PATIENCE_S
 from ipfsreg.errors import MalformedData, StoreError, StoreFull
 from ipfsreg.ipld.block import Block
-from ipfsreg.ipld.cid import DAG_PB
+from ipfsreg.ipld.cid import DAG_PB, Cid
 from ipfsreg.pubsub.interface import MessagesDropped, TopicMessage
 from ipfsreg.testing.inline_database import Crash
 from ipfsreg.testing.names_checks import check_names
@@ -102,10 +103,12 @@ async def test_a_full_disk_fails_the_commit_and_nothing_else(
         await trio.sleep(3)
         assert alice.scan("/") == []
         swarm.databases["alice"].fail_with = None
-        await alice.commit([Put("/a", b"2")])
-        say(swarm, "alice", blocks[-1])
+        writes = swarm.databases["alice"].writes
+        await trio.sleep(2)
+        assert alice.status().tips_wanted == 1, "the announcement is not forgotten"
+        assert swarm.databases["alice"].writes > writes, "what may have been left to close is looked at again"
         await trio.sleep(60)
-        assert alice.get("/last") == b"3"
+        assert alice.get("/last") == b"3", "what came and could not be written was fetched again"
         assert alice.status().tips_wanted == 0
     assert "no room left" in caplog.text
 
@@ -348,6 +351,43 @@ async def test_many_branches_are_walked_at_once(swarm: ReplicaSwarm, autojump_cl
         assert len(alice.heads()) == 20
 
 
+@pytest.mark.parametrize("occasion", ["a peer joins", "the tip is announced again"])
+async def test_what_nobody_had_is_asked_for_again_when_there_is_reason_to(
+    swarm: ReplicaSwarm, autojump_clock: MockClock, occasion: str
+) -> None:
+    blocks = chain(3)
+    swarm.give(blocks[1:])
+    async with swarm.open("alice"):
+        say(swarm, "alice", blocks[-1])
+        await trio.sleep(2000)
+        requests = swarm.blocks["alice"].requests
+        if occasion == "a peer joins":
+            before = await pause_after_failure(requests)
+            async with swarm.mesh.join("names", peer_of("carol")):
+                await trio.sleep(2)
+        else:
+            before = await pause_after_failure(requests)
+            say(swarm, "alice", blocks[-1], author="carol")
+            await trio.sleep(2)
+        assert len(requests) == before + 1
+        assert peer_of("carol") in swarm.blocks["alice"].first[-1]
+
+
+async def pause_after_failure(requests: list[tuple[Cid, ...]]) -> int:
+    """Return, with the number of requests, when the last one has failed and the next is minutes away."""
+    before = len(requests)
+    while len(requests) == before:  # noqa: ASYNC110 (tells nobody)
+        await trio.sleep(1)
+    await trio.sleep(PATIENCE_S + 10)
+    return before + 1
+
+
+async def test_the_store_tells_of_nodes_that_are_durable(swarm: ReplicaSwarm, autojump_clock: MockClock) -> None:
+    async with swarm.open("alice") as alice, swarm.stores[peer_of("alice")].arrivals() as arrivals:
+        (head,) = await alice.commit([Put("/a", b"1")])
+        assert await anext(arrivals) == {head.multihash}
+
+
 # --------------------------------------------------------------------- strangers
 
 
@@ -441,6 +481,16 @@ async def test_many_heads_are_joined_when_nobody_writes(swarm: ReplicaSwarm, aut
         await trio.sleep(60)
         assert len(alice.heads()) == 1
         assert len(alice.scan("/")) == 9
+
+
+async def test_heads_are_not_joined_while_they_change(swarm: ReplicaSwarm, autojump_clock: MockClock) -> None:
+    async with swarm.open("alice") as alice:
+        for number in range(40):
+            head = build_node([], Delta((Element(f"/{number}", b"1"),), (), 1)).block
+            swarm.give([head])
+            say(swarm, "alice", head)
+            await trio.sleep(5)
+        assert len(alice.heads()) == 40
 
 
 # -------------------------------------------------------------------- readiness

@@ -75,6 +75,15 @@ async def test_a_walk_goes_down_to_what_is_known_and_no_further(tmp_path: Path, 
         assert set(await here.write()) == {node.multihash for node in nodes[3:]}
 
 
+async def test_a_node_on_its_way_to_the_tables_is_not_fetched_again(tmp_path: Path, autojump_clock: MockClock) -> None:
+    nodes = chain(2)
+    async with scene(tmp_path, []) as here:
+        await here.walker.bring(nodes[0].block)
+        await here.walker.bring(nodes[1].block)
+        await trio.sleep(1)
+        assert here.blocks.requests == []
+
+
 async def test_wanted_nodes_of_an_earlier_run_are_fetched(tmp_path: Path, autojump_clock: MockClock) -> None:
     (node,) = chain(1)
     async with scene(tmp_path, [node.multihash]) as here:

@@ -193,6 +193,8 @@ class Replica:
                 self._intake.taken_in(batch.work.arrivals)
                 self._walker.failed(arrival.multihash for arrival in batch.work.arrivals)
                 batch.finish(error)
+                for tip in batch.work.tips:
+                    self._intake.add_tip(tip)
                 self._intake.again()
                 await trio.sleep(WRITE_RETRY_S)
             else:

@@ -68,6 +68,7 @@ class Walker:
         """Nodes that came could not be written: fetch them again, a little later."""
         for multihash in multihashes:
             self._frontier.want(multihash, (), now=trio.current_time() + REWRITE_S)
+        self._wake.set()
 
     async def bring(self, block: Block, first: Iterable[PeerId] = ()) -> None:
         """Take in the block of a node, whoever delivered it; what it links to is asked of *first* before others."""

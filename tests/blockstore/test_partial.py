@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
@@ -235,6 +236,19 @@ async def test_dropping_releases_the_readers(open_store: OpenStore) -> None:
         await blobs.drop_partial(DIGEST)
         with pytest.raises(BlockNotFound):
             await partial.wait_range(0, 1)
+
+
+async def test_arrivals_from_before_a_restart_expire_too(open_store: OpenStore, tmp_path: Path) -> None:
+    async with open_store() as (_, blobs):
+        partial = await blobs.open_partial(DIGEST, len(LAYER), LAYOUT.root)
+        await partial.put(SOURCE[LAYOUT.root])
+    async with open_store() as (blocks, blobs):
+        assert await blobs.expire_partials(3600) == 0
+        os.utime(arriving(tmp_path), (1_000_000_000, 1_000_000_000))
+        assert await blobs.expire_partials(3600) == 1
+        assert not arriving(tmp_path).exists()
+        assert not blocks.has(LAYOUT.root)
+        assert list(blobs.partials()) == []
 
 
 # ------------------------------------------------------ killed while fetching

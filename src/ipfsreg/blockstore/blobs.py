@@ -145,6 +145,9 @@ class DiskBlobStore:
     async def drop_partial(self, digest: Digest) -> None:
         await self._partials.drop(digest)
 
+    async def expire_partials(self, older_than_s: float) -> int:
+        return await self._partials.expire(older_than_s)
+
 
 def _size_of(path: Path) -> int | None:
     """Length of the file; None if there is none. Raises StoreError."""

@@ -215,7 +215,7 @@ class BlobStore(Protocol):
         """Begin the arrival of a blob that is not here, or take it up again where it stopped, also after a restart.
 
         While it arrives, every caller gets the same object. What lies on disk from before a restart is hashed again
-        first, about a second for each GiB. A blob that was under way by another root begins anew once it is abandoned.
+        first, a second or two for each GiB. A blob that was under way by another root begins anew once it is abandoned.
 
         Raises:
             StoreFull: *size* bytes do not fit.
@@ -228,6 +228,12 @@ class BlobStore(Protocol):
 
     async def drop_partial(self, digest: Digest) -> None:
         """Throw away what has arrived of a blob; waiting readers fail. Unknown digests are fine."""
+
+    async def expire_partials(self, older_than_s: float) -> int:
+        """Throw away arrivals that nobody works on and that nothing has come for in *older_than_s* seconds.
+
+        Returns how many.
+        """
 
     async def put_whole(self, data: bytes, digest: Digest | None = None) -> BlobInfo:
         """Store a small blob in one durable step. Raises DigestMismatch if *digest* is given and does not fit."""

@@ -163,6 +163,7 @@ class MemoryPartial:
         self._data = bytearray(size)
         self._waiters = RangeWaiters(self._outline.has_range)
         self._done: BlobInfo | None = None
+        self.touched = time.monotonic()
 
     @property
     def missing_bytes(self) -> int:
@@ -180,6 +181,7 @@ class MemoryPartial:
             raise DigestMismatch(*self._waiters.failure.args)
         self._put(block)
         self.place_known()
+        self.touched = time.monotonic()
 
     def _put(self, block: Block) -> None:
         try:
@@ -344,6 +346,13 @@ class MemoryBlobStore:
         partial = self._partials.get(digest)
         if partial is not None:
             partial._fail(BlockNotFound(f"the fetch of {digest} was given up"))
+
+    async def expire_partials(self, older_than_s: float) -> int:
+        limit = time.monotonic() - older_than_s
+        idle = [partial for partial in self._partials.values() if partial.is_abandoned and partial.touched < limit]
+        for partial in idle:
+            await self.drop_partial(partial.digest)
+        return len(idle)
 
     def _forget_partial(self, partial: MemoryPartial) -> None:
         if self._partials.get(partial.digest) is partial:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -316,6 +317,16 @@ def _open_file(path: Path, size: int) -> tuple[int, bool]:
     return file, before == 0
 
 
+def _last_written(path: Path) -> float:
+    """Seconds since the epoch; 0 for a file that is not there."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+    except OSError as error:
+        raise named(error) from error
+
+
 def _write_copies(file: int, content: bytes | memoryview, offsets: Sequence[int]) -> None:
     for offset in offsets:
         write_all(file, content, offset)
@@ -409,6 +420,19 @@ class PartialBook:
             await partial.drop()
         else:
             await discard(self._shelf, digest)
+
+    async def expire(self, older_than_s: float) -> int:
+        """Throw away those nobody works on and nothing has come for in *older_than_s* seconds; return how many."""
+        written_before = time.time() - older_than_s
+        expired = 0
+        for info in list(self._shelf.index.blobs(whole=False)):
+            async with self._turns.alone(info.digest):
+                partial = self._open.get(info.digest)
+                is_idle = partial is None or partial.is_abandoned
+                if is_idle and _last_written(self._shelf.disk.arriving_path(info.digest)) < written_before:
+                    await self.drop(info.digest)
+                    expired += 1
+        return expired
 
     def close(self) -> None:
         """The store is closing. What has come is kept."""

@@ -66,6 +66,7 @@ async def check_blobstore(open_store: OpenStore) -> None:
         _abandoned_fetches,
         _another_root,
         _dropped_fetches,
+        _expired_fetches,
         _pushed_while_fetched,
         _verified,
     ):
@@ -586,6 +587,20 @@ async def _dropped_fetches(blocks: Blockstore, blobs: BlobStore) -> None:
     assert not blocks.has(layout.root)
     partial = await blobs.open_partial(Digest.of(data), len(data), layout.root)
     assert partial.wanted() == [layout.root]
+
+
+async def _expired_fetches(blocks: Blockstore, blobs: BlobStore) -> None:
+    data = pattern(2 * CHUNK)
+    layout, source = file_blocks(data)
+    partial = await blobs.open_partial(Digest.of(data), len(data), layout.root)
+    await partial.put(source[layout.root])
+    assert await blobs.expire_partials(-60) == 0, "somebody works on it"
+    await partial.abandon()
+    assert await blobs.expire_partials(3600) == 0
+    assert list(blobs.partials()) != []
+    assert await blobs.expire_partials(-60) == 1
+    assert list(blobs.partials()) == []
+    assert not blocks.has(layout.root)
 
 
 async def _pushed_while_fetched(blocks: Blockstore, blobs: BlobStore) -> None:

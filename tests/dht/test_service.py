@@ -39,8 +39,14 @@ async def open_node(
         yield dht
 
 
-async def join(stack: AsyncExitStack, network: AddressedEndpoint, directory: Path, *others: Network) -> Dht:
-    dht = await stack.enter_async_context(open_node(network, directory))
+async def join(
+    stack: AsyncExitStack,
+    network: AddressedEndpoint,
+    directory: Path,
+    *others: Network,
+    settings: DhtSettings | None = None,
+) -> Dht:
+    dht = await stack.enter_async_context(open_node(network, directory, settings))
     for other in others:
         await network.connect(PeerInfo(other.peer_id))
     return dht
@@ -367,7 +373,8 @@ async def test_a_hundred_nodes_find_everything_and_most_of_it_when_a_fifth_is_de
         dhts: list[Dht] = []
         for number, endpoint in enumerate(endpoints):
             known = [dice.choice(endpoints[:number])] if number else []
-            dhts.append(await join(stack, endpoint, tmp_path, *known))
+            # Half the usual k: tables then hold a third of the swarm instead of most of it, and there is a way to go.
+            dhts.append(await join(stack, endpoint, tmp_path, *known, settings=DhtSettings(k=10)))
         with trio.fail_after(120):
             for dht in dhts:
                 await dht.bootstrapped.wait()
@@ -396,7 +403,7 @@ async def test_a_hundred_nodes_find_everything_and_most_of_it_when_a_fifth_is_de
         alive = [each for each in searches if each[2] not in dead]
         results = [await search(*each) for each in alive]
         assert sum(results) >= 0.99 * len(results)
-        assert statistics.median(len(dhts[number].table) for number in range(100) if number not in dead) >= 40
+        assert statistics.median(len(dhts[number].table) for number in range(100) if number not in dead) >= 25
 
 
 async def test_two_real_hosts_provide_and_find(tmp_path: Path) -> None:

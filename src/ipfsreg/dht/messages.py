@@ -138,8 +138,10 @@ class _Decoder:
         for number, value in self._fields(data):
             if number == 1:
                 raw = bytes(expect_bytes(value)[: MAX_KEY_BYTES + 1])
-            elif number == 2 and len(addrs) < MAX_ADDRS and 0 < len(expect_bytes(value)) <= MAX_ADDR_BYTES:
-                addrs.append(bytes(expect_bytes(value)))
+            elif number == 2:
+                addr = expect_bytes(value)
+                if len(addrs) < MAX_ADDRS and 0 < len(addr) <= MAX_ADDR_BYTES:
+                    addrs.append(bytes(addr))
         try:
             peer = PeerId.decode(raw)
         except MalformedData:

@@ -192,6 +192,7 @@ async def test_idle_streams_are_closed_and_their_number_is_bounded(autojump_cloc
         nursery.start_soon(messenger.keep_tidy)
         for endpoint in crowd:
             await messenger.ask(Contact(endpoint.peer_id), FIND)
+            await trio.sleep(0.01)
         await trio.sleep(IDLE_S / 4 + 1)
         assert len(messenger._lines) == MAX_LINES
         assert crowd[0].peer_id not in messenger._lines

@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ipfsreg.bitswap.asking import Asking, FindProviders, Misbehaved, Received
+from ipfsreg.bitswap.asking import Asking, Received
 from ipfsreg.bitswap.giving import Give, Giving
 from ipfsreg.bitswap.messages import Message
+from ipfsreg.bitswap.recruiting import FindProviders, Misbehaved
 from ipfsreg.bitswap.session import Session, SessionStats
 from ipfsreg.bitswap.settings import BitswapSettings
 from ipfsreg.ipld.block import Block
@@ -73,9 +74,7 @@ class Engine:
 
     def receive_bytes(self, peer: PeerId, count: int, now: float) -> None:
         """*count* bytes of blocks came from *peer*, also of one that is not whole yet. Call before `receive_block`."""
-        source = self._asking.source(peer)
-        if source is not None:
-            source.receive_bytes(count, now)
+        self._asking.receive_bytes(peer, count, now)
 
     def receive_block(self, peer: PeerId, block: Block, now: float) -> list[Event]:
         """*peer* sent *block*, whose hash was checked. Blocks we did not ask for are not passed on."""
@@ -89,15 +88,13 @@ class Engine:
 
     def owes(self, peer: PeerId) -> bool:
         """Whether anything is asked of *peer*."""
-        source = self._asking.source(peer)
-        return source is not None and bool(source.asks)
+        return self._asking.owes(peer)
 
     # -------------------------------------------------------------- telling
 
     def take_message(self, peer: PeerId, now: float) -> Message | None:
         """What *peer* is told now, without blocks; None where there is nothing more. Counts as said."""
-        source = self._asking.source(peer)
-        entries, full = source.take_news(now) if source is not None and source.has_news else ([], False)
+        entries, full = self._asking.take_news(peer, now)
         haves, dont_haves = self._giving.take_presences(peer, _MESSAGE_PRESENCES)
         if not (entries or full or haves or dont_haves):
             return None
@@ -195,7 +192,7 @@ class Engine:
         self._asking.events = []
         if self._asking.news:
             events.extend(map(Speak, self._asking.news))
-            self._asking.news = {}
+            self._asking.news.clear()
         return events
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 
 from ipfsreg.bitswap.source import Source
+from ipfsreg.ipld.block import Block
 from ipfsreg.ipld.cid import Cid
 from ipfsreg.peer_id import PeerId
 
@@ -46,7 +47,7 @@ def salt_of(peer: PeerId) -> int:
 class Goal:
     """One block somebody here wants, for all sessions that want it."""
 
-    __slots__ = ("asked", "cid", "draw", "have", "lacks", "lot", "priority", "rank", "rank_of", "sessions", "told")
+    __slots__ = ("asked", "cid", "draw", "have", "lacks", "lot", "priority", "rank", "rank_in", "sessions", "told")
 
     def __init__(self, cid: Cid, lot: float) -> None:
         self.cid = cid
@@ -54,14 +55,15 @@ class Goal:
         """Drawn once: decides between blocks that are equal otherwise."""
         self.draw = int.from_bytes(cid.multihash[-8:], "big")
         self.rank = 0
-        self.rank_of = -1
+        self.rank_in: object = None
+        """The company in which we have that rank."""
         self.sessions: dict[Session, None] = {}
         self.asked: Source | None = None
         self.have: set[Source] = set()
         """Who said HAVE."""
         self.lacks: set[Source] = set()
         """Who said DONT_HAVE, since the last search."""
-        self.told: set[Source] = set()
+        self.told: dict[Source, None] = {}
         """On whose list it stands or will stand."""
         self.priority = 1
 
@@ -110,7 +112,7 @@ class Session:
         self._own_salt = own_salt
         self._full: set[Source] = set()
         self._company: list[int] = []
-        self._company_number = 0
+        self._company_mark = object()
 
     # ---------------------------------------------------------- the company
 
@@ -126,9 +128,9 @@ class Session:
         return known
 
     def _count_company(self) -> None:
-        self._company = [source.salt for source, full in self.sources.items() if not full]
+        self._company = [salt_of(source.peer) for source, full in self.sources.items() if not full]
         self._full = {source for source, full in self.sources.items() if full}
-        self._company_number += 1
+        self._company_mark = object()
 
     def copies(self, goal: Goal) -> int:
         """How many of the partial peers are known to have *goal*."""
@@ -140,10 +142,10 @@ class Session:
         Everybody draws for everybody, from names alone (rendezvous hashing), so all come to the same answer without
         a word: whoever has rank 0 asks first, and the others can have the block from it.
         """
-        if goal.rank_of != self._company_number:
+        if goal.rank_in is not self._company_mark:
             mine = draw(goal.draw, self._own_salt)
             goal.rank = sum(draw(goal.draw, salt) < mine for salt in self._company)
-            goal.rank_of = self._company_number
+            goal.rank_in = self._company_mark
         return goal.rank
 
     # ----------------------------------------------------------- the wanted
@@ -225,18 +227,42 @@ class Session:
         """How large a block of this session probably is."""
         return self._block_bytes
 
-    def measure_block(self, size: int) -> None:
+    def deliver(self, block: Block, giver: Source | None) -> None:
+        """*block* is here; *giver* is None where it came from our own store."""
+        size = len(block.data)
+        self.drop(block.cid)
+        self.held += size
+        self.starving_since = self.next_search = None
+        self.searches = 0
+        if giver is not None:
+            self._measure_block(size)
+            self.stats.blocks += 1
+            self.stats.bytes += size
+            self.stats.by_peer[giver.peer] = self.stats.by_peer.get(giver.peer, 0) + size
+
+    def _measure_block(self, size: int) -> None:
         if self._measured:
             self._block_bytes += (size - self._block_bytes) // 8
         else:
             self._block_bytes, self._measured = size, True
         self._block_bytes = max(self._block_bytes, 256)
 
+    @property
     def max_asks(self) -> int:
         """How many blocks one peer may be asked for."""
         return MAX_ASKS if self._measured else UNMEASURED_ASKS
 
+    @property
+    def is_guessing_too_much(self) -> bool:
+        """Whether enough is asked for while the size of blocks is only guessed."""
+        return not self._measured and len(self.asked) >= 2 * UNMEASURED_ASKS
+
     # ---------------------------------------------------------- whom to ask
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether a reader waits for something that is not asked for yet."""
+        return any(cid in self.unasked for cid in self.urgent)
 
     def may_have(self, source: Source, goal: Goal) -> bool:
         """Whether asking *source* for *goal* makes sense."""
@@ -264,7 +290,7 @@ class Session:
         best_key = (0, 0, 0.0)
         for goal in self.unasked.values():
             if source in goal.have or (full and source not in goal.lacks):
-                key = (self.copies(goal), self.rank(goal), goal.lot)
+                key = (self.copies(goal) if goal.have else 0, self.rank(goal) if self._company else 0, goal.lot)
                 if best is None or key < best_key:
                     best, best_key = goal, key
         return best

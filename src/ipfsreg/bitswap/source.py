@@ -56,7 +56,6 @@ class Source:
 
     def __init__(self, peer: PeerId) -> None:
         self.peer = peer
-        self.salt = int.from_bytes(peer.raw[-8:], "big")
         self.asks: dict[Cid, Ask] = {}
         self.listed: dict[Cid, tuple[Kind, float]] = {}
         """What stands on its list of our wants, and since when."""
@@ -74,7 +73,7 @@ class Source:
         """Blocks it said it has and did not send in time, since the last one it did send."""
         self._broken_since = 0.0
         self._stalls = 0
-        self._retry_at = 0.0
+        self.retry_at = 0.0
         self.offences = 0
         """Blocks that nobody here had asked for."""
         self.partial = 0
@@ -219,12 +218,12 @@ class Source:
         # What it kept us waiting counts as a pause, or a slow peer would be called stalled again and again.
         self._pause, self._pause_at = max(now - self._quiet_since, self._pause_now(now)), now
         self._stalls += 1
-        self._retry_at = now + min(_LONGEST_PENALTY_S, 2.0**self._stalls)
+        self.retry_at = now + min(_LONGEST_PENALTY_S, 2.0**self._stalls)
         return True
 
     def check_recovery(self, now: float) -> bool:
         """Give a peer that stalled another chance after a while, with one block."""
-        if not self.stalled or self.asks or now < self._retry_at:
+        if not self.stalled or self.asks or now < self.retry_at:
             return False
         self.stalled = False
         return True

@@ -30,6 +30,8 @@ from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.config import Config
 from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica, trusting
 from ipfsreg.database import open_database
+from ipfsreg.dht.service import open_dht
+from ipfsreg.dht.settings import DhtSettings
 from ipfsreg.errors import AlreadyRunning, ConfigError, MalformedData
 from ipfsreg.http.admin import make_admin
 from ipfsreg.http.app import make_app
@@ -263,8 +265,9 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         topic = await stack.enter_async_context(pubsub.join(config.crdt.pubsub_topic))
         logger.info("topic %s", topic.name)
         logger.info("swarm %s", "public" if psk is None else f"private, key fingerprint {fingerprint(psk)}")
+        dht = await stack.enter_async_context(open_dht(host, database, DhtSettings(private=psk is not None)))
         exchange = BitswapSettings(patience_s=config.fetch.patience_s)
-        bitswap = await stack.enter_async_context(open_bitswap(host, store, None, exchange))
+        bitswap = await stack.enter_async_context(open_bitswap(host, store, dht, exchange))
         redial = await stack.enter_async_context(open_redial(host, bootstrappers, remembered=host.remembered))
         replica = await stack.enter_async_context(open_replica(database, store, bitswap, topic, replica_settings))
         await _tell_bootstrappers(redial)
@@ -276,6 +279,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
                 names=replica,
                 blobs=blobs,
                 bitswap=bitswap,
+                routing=dht,
                 peer=identity.peer_id,
                 upload_secret=derive_upload_secret(identity.to_protobuf()),
                 settings=RegistrySettings(

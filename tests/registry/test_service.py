@@ -87,6 +87,7 @@ async def open_site(
                 names=names,
                 blobs=blobs,
                 bitswap=bitswap,
+                routing=None,
                 peer=endpoint.peer_id,
                 upload_secret=name.encode() * 8,
                 settings=settings,

@@ -23,6 +23,7 @@ from ipfsreg.oci.digest import Digest
 from ipfsreg.registry.catalog import LinkRecord
 from ipfsreg.registry.interface import BlobStat
 from ipfsreg.registry.opened import LocalBlob
+from ipfsreg.registry.providing import Providing
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,11 @@ class Fetch:
             self._session.want(new)
             self._session.urge(urgent)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has ended well."""
+        return self._ended.is_set() and self._error is None
+
     # ---------------------------------------------------------------- readers
 
     async def wait_begun(self) -> None:
@@ -152,7 +158,7 @@ class Fetch:
                     await self.wait_ended()
             else:
                 await self._wait_range(start, stop)
-            if self._ended.is_set() and self._error is None:
+            if self.is_whole:
                 async for piece in LocalBlob(self._blobs.open(self.stat.digest)).stream(start, end):
                     yield piece
                 return
@@ -235,11 +241,18 @@ class Fetches:
     """All the fetches of a node."""
 
     def __init__(
-        self, nursery: trio.Nursery, blobs: BlobStore, bitswap: Bitswap, give_up_s: float, finish_without_client: bool
+        self,
+        nursery: trio.Nursery,
+        blobs: BlobStore,
+        bitswap: Bitswap,
+        providing: Providing,
+        give_up_s: float,
+        finish_without_client: bool,
     ) -> None:
         self._nursery = nursery
         self._blobs = blobs
         self._bitswap = bitswap
+        self._providing = providing
         self._give_up_s = give_up_s
         self._finish_without_client = finish_without_client
         self._running: dict[Digest, Fetch] = {}
@@ -289,6 +302,8 @@ class Fetches:
     async def _run(self, fetch: Fetch) -> None:
         try:
             await fetch.run(self._bitswap, self._give_up_s)
+            if fetch.is_whole:
+                self._providing.add(fetch.stat.root)
         finally:
             del self._running[fetch.stat.digest]
 

@@ -21,6 +21,7 @@ from ipfsreg.registry.catalog import ManifestRecord, MoveRecord, ReferrerRecord,
 from ipfsreg.registry.fetching import Fetches
 from ipfsreg.registry.interface import Descriptor, ManifestContent, ManifestPushed, ManifestStat
 from ipfsreg.registry.links import Links
+from ipfsreg.registry.providing import Providing
 from ipfsreg.registry.records import Records
 
 MAX_ANNOTATION_BYTES = 16 * 1024
@@ -31,13 +32,21 @@ class Manifests:
     """The manifests and tags of all repositories."""
 
     def __init__(
-        self, names: Names, records: Records, blobs: BlobStore, links: Links, fetches: Fetches, peer: PeerId
+        self,
+        names: Names,
+        records: Records,
+        blobs: BlobStore,
+        links: Links,
+        fetches: Fetches,
+        providing: Providing,
+        peer: PeerId,
     ) -> None:
         self._names = names
         self._records = records
         self._blobs = blobs
         self._links = links
         self._fetches = fetches
+        self._providing = providing
         self._peer = peer
 
     def resolve(self, repository: RepositoryName, reference: Reference) -> tuple[Digest, ManifestRecord]:
@@ -90,6 +99,7 @@ class Manifests:
             tags = (reference, *tags)
         linked = self._check_content(repository, manifest)
         info = await self._blobs.put_whole(data, digest)
+        self._providing.add(info.root)
         changes = [*linked.values(), *self._changes(repository, digest, info, manifest, dict.fromkeys(tags))]
         heads = await self._names.commit(changes) if changes else self._names.heads()
         if linked:

@@ -14,6 +14,7 @@ from ipfsreg.bitswap.service import Bitswap
 from ipfsreg.blockstore.interface import BlobStore
 from ipfsreg.crdt.interface import Delete, Names
 from ipfsreg.database import Database
+from ipfsreg.dht.interface import Routing
 from ipfsreg.errors import BlobUnknown, NameUnknown, Unsupported
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import Reference, RepositoryName, Tag
@@ -35,6 +36,7 @@ from ipfsreg.registry.interface import (
 from ipfsreg.registry.links import Links
 from ipfsreg.registry.manifests import Manifests
 from ipfsreg.registry.opened import LocalBlob
+from ipfsreg.registry.providing import Providing
 from ipfsreg.registry.records import Records
 from ipfsreg.registry.uploads import Upload, Uploads
 
@@ -193,6 +195,7 @@ async def open_registry(
     names: Names,
     blobs: BlobStore,
     bitswap: Bitswap,
+    routing: Routing | None,
     peer: PeerId,
     upload_secret: bytes,
     settings: RegistrySettings,
@@ -201,10 +204,13 @@ async def open_registry(
     async with trio.open_nursery() as nursery:
         records = Records(names)
         links = await Links.open(database, records)
-        fetches = Fetches(nursery, blobs, bitswap, settings.give_up_s, settings.finish_without_client)
-        manifests = Manifests(names, records, blobs, links, fetches, peer)
-        registry = LocalRegistry(names, records, blobs, links, Uploads(blobs, links, upload_secret), manifests, fetches)
+        providing = Providing(routing)
+        fetches = Fetches(nursery, blobs, bitswap, providing, settings.give_up_s, settings.finish_without_client)
+        manifests = Manifests(names, records, blobs, links, fetches, providing, peer)
+        uploads = Uploads(blobs, links, providing, upload_secret)
+        registry = LocalRegistry(names, records, blobs, links, uploads, manifests, fetches)
         nursery.start_soon(_expire_uploads, blobs)
+        nursery.start_soon(providing.run, blobs)
         nursery.start_soon(follow_manifests, names, blobs, fetches)
         yield registry
         nursery.cancel_scope.cancel()

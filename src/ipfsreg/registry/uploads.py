@@ -17,6 +17,7 @@ from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName
 from ipfsreg.registry.interface import BlobStat
 from ipfsreg.registry.links import Links, link_of
+from ipfsreg.registry.providing import Providing
 
 _SEAL_DIGITS = 32
 
@@ -49,10 +50,11 @@ class Upload:
 class Uploads:
     """All of them."""
 
-    def __init__(self, blobs: BlobStore, links: Links, secret: bytes) -> None:
+    def __init__(self, blobs: BlobStore, links: Links, providing: Providing, secret: bytes) -> None:
         """*secret*: 32 bytes that stay the same across restarts and leave this node never."""
         self._blobs = blobs
         self._links = links
+        self._providing = providing
         self._secret = secret
         self._held: set[str] = set()
 
@@ -86,6 +88,7 @@ class Uploads:
         """Let *repository* serve a blob that is whole in the store."""
         info = self._blobs.stat(digest)
         assert info is not None
+        self._providing.add(info.root)
         if self._links.replicated(repository, digest) is None:
             await self._links.add_pending(repository, digest, link_of(info))
 

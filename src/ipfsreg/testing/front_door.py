@@ -42,6 +42,7 @@ async def open_front_door(
             names=names or MemoryNames(),
             blobs=blobs,
             bitswap=bitswap,
+            routing=None,
             peer=endpoint.peer_id,
             upload_secret=bytes(32),
             settings=RegistrySettings(give_up_s=give_up_s),

@@ -8,6 +8,7 @@ from ipfsreg.config import DEFAULT_TOPIC, PUBLIC_BOOTSTRAPPERS, Config, load_con
 from ipfsreg.errors import ConfigError
 
 KEY = "ab" * 32
+PEER = "12D3KooWEZ4BxLMHaBzmMbCRAkbkD77nYwwmdLVe8F5DLKEsMZAV"
 PRIVATE = f'[p2p]\nprotector_key = "{KEY}"\n'
 
 
@@ -60,13 +61,22 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ('[p2p]\nlisten = "x"', r"p2p\.listen = 'x': no such key; \[p2p\] has listen_addrs"),
         ("[store]\n", "store.*no such section"),
         ("node = 3", r"write \[node\]"),
-        ("[http]\nlisten = 5", r"http\.listen = 5: Expected `array"),
-        ("[http]\nlisten = [5]", r"http\.listen\[0\] = 5: Expected `str"),
+        ("[http]\nlisten = 5", r'http\.listen = 5: must be a list of texts, as \["127\.0\.0\.1:5000"\]'),
+        ("[http]\nlisten = [5]", r"http\.listen\[0\] = 5: must be a list of texts"),
+        ("[http]\nlisten = []", r"http\.listen = \[\]: at least one"),
+        ("[p2p]\nbootstrappers = 5", r"p2p\.bootstrappers = 5: must be a list of texts"),
         ('[http]\nlisten = ["localhost"]', "127.0.0.1:5000"),
         ('[http]\nlisten = ["127.0.0.1:70000"]', "127.0.0.1:5000"),
-        ('[node]\nlog_level = "loud"', r"node\.log_level = 'loud': Invalid enum"),
+        ('[node]\nlog_level = "loud"', r"node\.log_level = 'loud': must be one of debug, info"),
+        ('[node]\ndrain_s = "20"', r"node\.drain_s = '20': must be a number"),
+        ("[node]\ndrain_s = inf", "seconds from 0 to 3600"),
+        ("[fetch]\nfinish_without_client = 1", "must be true or false"),
+        ("[node]\nprivate_key = 5", "must be text in quotes"),
         ('[p2p]\nlisten_addrs = ["0.0.0.0:4619"]', "looks like /ip4/0.0.0.0/tcp/4619"),
         ('[p2p]\nbootstrappers = ["/ip4/127.0.0.1/tcp/4619"]', "/p2p/<peer ID>"),
+        (f'[p2p]\nbootstrappers = ["/ip4/127.0.0.1/tcp/4619/p2p/{PEER}/p2p-circuit"]', "must end in /p2p/<peer ID>"),
+        ('[p2p]\nprotector_key = "a\\u0000b"', "64 hex digits"),
+        ('[node]\ndatastore_path = "a\\u0000b"', "must be a directory"),
         ("[fetch]\ngive_up_s = -1", "seconds above 0"),
         ("[fetch]\ngive_up_s = nan", "seconds above 0"),
         ("[node", "is not TOML"),
@@ -81,6 +91,43 @@ def test_a_mistake_names_the_key_and_what_would_be_right(tmp_path: Path, text: s
 def test_a_mistyped_environment_key_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="IPFSREG_P2P_LISTEN "):
         load(tmp_path, PRIVATE, IPFSREG_P2P_LISTEN="x")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("FETCH_GIVE_UP_S", "soon", "IPFSREG_FETCH_GIVE_UP_S = 'soon': must be a number"),
+        ("FETCH_FINISH_WITHOUT_CLIENT", "yes", "must be true or false"),
+        ("NODE_LOG_LEVEL", "", "must be one of debug"),
+        ("HTTP_LISTEN", " , ", "at least one"),
+    ],
+)
+def test_a_bad_value_in_the_environment_is_told_by_its_name_there(
+    tmp_path: Path, name: str, text: str, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load(tmp_path, PRIVATE, **{f"IPFSREG_{name}": text})
+
+
+def test_every_key_can_come_from_the_environment(tmp_path: Path) -> None:
+    default = load(tmp_path, PRIVATE)
+    values = {
+        "log_level": "error",
+        "bootstrappers": f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}",
+        "announce_addrs": "/ip4/1.1.1.1/tcp/1",
+    }
+    values |= {"listen_addrs": "/ip4/127.0.0.1/tcp/9", "trusted_peers": PEER, "listen": "127.0.0.1:1, [::1]:2"}
+    for section in default.__struct_fields__:
+        for key in getattr(default, section).__struct_fields__:
+            before = getattr(getattr(default, section), key)
+            text = values.get(key, "false" if before is True else "3.5" if isinstance(before, float) else "cd" * 32)
+            changed = load(tmp_path, PRIVATE, **{f"IPFSREG_{section}_{key}".upper(): text})
+            assert getattr(getattr(changed, section), key) not in (before, None), key
+
+
+def test_what_kubernetes_says_of_a_service_of_our_name_is_no_key(tmp_path: Path) -> None:
+    says = {"SERVICE_HOST": "10.0.0.1", "SERVICE_PORT_HTTP": "80", "PORT": "tcp://x", "PORT_80_TCP_ADDR": "10.0.0.1"}
+    load(tmp_path, PRIVATE, **{f"IPFSREG_NODE_{name}": text for name, text in says.items()})
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ naming the key, the value and what would be right. All keys: docs/configuration.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 import types
@@ -113,6 +114,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         ConfigError: naming the key, its value and what would be right.
     """
     values = _read_toml(path) if path is not None else {}
+    _check_names(values)
     _lay_over(values, environment)
     config = _convert(values)
     _check(config)
@@ -139,29 +141,7 @@ def _sections() -> dict[str, dict[str, Any]]:
     }
 
 
-def _lay_over(values: dict[str, Any], environment: Mapping[str, str]) -> None:
-    for section, keys in _sections().items():
-        for key, kind in keys.items():
-            text = environment.get(f"IPFSREG_{section}_{key}".upper())
-            if text is None:
-                continue
-            table = values.setdefault(section, {})
-            if isinstance(table, dict):
-                table[key] = [item.strip() for item in text.split(",") if item.strip()] if _is_list(kind) else text
-    known = {f"IPFSREG_{section}_{key}".upper() for section, keys in _sections().items() for key in keys}
-    prefixes = tuple(f"IPFSREG_{section}_".upper() for section in _sections())
-    for name, text in environment.items():
-        if name.startswith(prefixes) and name not in known:
-            raise ConfigError(name, text, "no such key; the keys are in docs/configuration.md")
-
-
-def _is_list(kind: Any) -> bool:
-    if isinstance(kind, types.UnionType):
-        return any(_is_list(one) for one in typing.get_args(kind))
-    return typing.get_origin(kind) is tuple
-
-
-def _convert(values: dict[str, Any]) -> Config:
+def _check_names(values: dict[str, Any]) -> None:
     sections = _sections()
     for section, table in values.items():
         if section not in sections:
@@ -173,13 +153,63 @@ def _convert(values: dict[str, Any]) -> Config:
                 raise ConfigError(
                     f"{section}.{key}", value, f"no such key; [{section}] has {', '.join(sections[section])}"
                 )
+
+
+# What Kubernetes and docker's links put into the environment of a container beside a service called `ipfsreg-node`.
+_SERVICE_VARIABLE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$")
+
+
+def _lay_over(values: dict[str, Any], environment: Mapping[str, str]) -> None:
+    sections = _sections()
+    known = {
+        f"IPFSREG_{section}_{key}".upper(): (section, key, kind)
+        for section, keys in sections.items()
+        for key, kind in keys.items()
+    }
+    prefixes = tuple(f"IPFSREG_{section}_".upper() for section in sections)
+    for name, text in environment.items():
+        if name in known:
+            section, key, kind = known[name]
+            values.setdefault(section, {})[key] = _read_variable(name, text, kind)
+        elif name.startswith(prefixes) and not _SERVICE_VARIABLE.search(name):
+            raise ConfigError(name, text, "no such key; the keys are in docs/configuration.md")
+
+
+def _read_variable(name: str, text: str, kind: Any) -> Any:
+    """*text* as a value of *kind*. Raises ConfigError."""
+    if _is_list(kind):
+        return [item.strip() for item in text.split(",") if item.strip()]
     try:
-        # Not strict: numbers and booleans from the environment arrive as text.
-        return msgspec.convert(values, Config, strict=False)
+        # Not strict: in the environment numbers and booleans are text.
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError:
+        raise ConfigError(name, text, _right(kind, None)) from None
+
+
+def _is_list(kind: Any) -> bool:
+    if isinstance(kind, types.UnionType):
+        return any(_is_list(one) for one in typing.get_args(kind))
+    return typing.get_origin(kind) is tuple
+
+
+def _right(kind: Any, default: Any) -> str:
+    """What a value of *kind* looks like."""
+    if _is_list(kind):
+        return f"must be a list of texts, as {json.dumps(default or ['…', '…'], ensure_ascii=False)}"
+    if typing.get_origin(kind) is typing.Literal:
+        return f"must be one of {', '.join(typing.get_args(kind))}"
+    return {bool: "must be true or false", float: "must be a number"}.get(kind, "must be text in quotes")
+
+
+def _convert(values: dict[str, Any]) -> Config:
+    try:
+        return msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
-        reason, _, path = str(error).partition(" - at ")
+        _, _, path = str(error).partition(" - at ")
         key = path.strip("`").removeprefix("$.")
-        raise ConfigError(key, _look_up(values, key), reason) from None
+        section, _, name = re.sub(r"\[.*", "", key).partition(".")
+        right = _right(_sections()[section][name], getattr(getattr(Config(), section), name))
+        raise ConfigError(key, _look_up(values, key), right) from None
 
 
 def _look_up(values: Any, path: str) -> Any:
@@ -198,8 +228,10 @@ def _check(config: Config) -> None:
             _check_multiaddr(f"p2p.{name}", addr, "/ip4/0.0.0.0/tcp/4619")
     for addr in config.p2p.bootstrappers or ():
         _check_multiaddr("p2p.bootstrappers", addr, "/ip4/192.0.2.1/tcp/4619/p2p/12D3KooW…")
-        if "/p2p/" not in addr:
+        if addr.split("/")[-2] != "p2p":
             raise ConfigError("p2p.bootstrappers", addr, "must end in /p2p/<peer ID>, as the other node prints it")
+    if not config.http.listen:
+        raise ConfigError("http.listen", [], 'at least one address and port, as ["127.0.0.1:5000"]')
     for address in config.http.listen:
         parse_host_port("http.listen", address)
     for key in ("patience_s", "give_up_s"):
@@ -208,8 +240,10 @@ def _check(config: Config) -> None:
             raise ConfigError(f"fetch.{key}", value, "seconds above 0 and at most 86400")
     if not 0 <= config.node.drain_s <= 3600:
         raise ConfigError("node.drain_s", config.node.drain_s, "seconds from 0 to 3600")
-    if not config.node.datastore_path:
-        raise ConfigError("node.datastore_path", "", "a directory")
+    if not config.node.datastore_path or "\0" in config.node.datastore_path:
+        raise ConfigError("node.datastore_path", config.node.datastore_path, "must be a directory")
+    if "\0" in config.p2p.protector_key:
+        raise ConfigError("p2p.protector_key", "…", "64 hex digits, or the path of a swarm.key file")
     topic = config.crdt.pubsub_topic
     if not 0 < len(topic.encode()) <= 255:
         raise ConfigError("crdt.pubsub_topic", topic, "1 to 255 bytes of text")

@@ -1,6 +1,7 @@
 import hashlib
+import logging
 import random
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 
 import pytest
@@ -101,6 +102,12 @@ class Signpost:
 
     async def find_peer(self, peer: PeerId) -> PeerInfo | None:
         return PeerInfo(peer)
+
+
+@pytest.fixture(autouse=True)
+def nothing_unforeseen(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 @pytest.fixture
@@ -507,7 +514,7 @@ async def test_a_wantlist_of_a_million_costs_little_and_hides_nothing(house: Hou
         message = b"".join(encode_message(Message(wants)))
         for _ in range(5):
             await send_message(stream, message)
-    ledger = alice._engine._giving._side(end.peer_id).ledger
+    ledger = alice.engine._giving._side(end.peer_id).ledger
     assert ledger.waiting <= 1024
     assert len(ledger.dont_haves) <= 4096
     assert await fetch_all(bob, [block], first=["alice"]) == {block.cid}

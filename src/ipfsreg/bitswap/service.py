@@ -13,16 +13,16 @@ next message arrives.
 from __future__ import annotations
 
 import logging
+import os
 import random
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import trio
 
 from ipfsreg.bitswap.allowance import Allowance
+from ipfsreg.bitswap.blocksession import Arrival, BlockSession
 from ipfsreg.bitswap.engine import (
     Engine,
     Event,
@@ -30,8 +30,6 @@ from ipfsreg.bitswap.engine import (
     Give,
     Misbehaved,
     Received,
-    Session,
-    SessionStats,
     Speak,
 )
 from ipfsreg.bitswap.messages import (
@@ -40,17 +38,19 @@ from ipfsreg.bitswap.messages import (
     Message,
     Payload,
     decode_message,
-    encode_message,
 )
 from ipfsreg.bitswap.settings import MIB, BitswapSettings
+from ipfsreg.bitswap.voice import Voice, deadline_for
 from ipfsreg.blockstore.interface import Blockstore
 from ipfsreg.dht.interface import Routing
-from ipfsreg.errors import BlockNotFound, MalformedData, NetworkError, PeerMisbehaved, StoreError
+from ipfsreg.errors import MalformedData, NetworkError, PeerMisbehaved, StoreError
 from ipfsreg.ipld.block import MAX_BLOCK_BYTES, Block
 from ipfsreg.ipld.cid import IDENTITY, Cid
-from ipfsreg.p2p.framing import MessageReader, framed
+from ipfsreg.p2p.framing import MessageReader
 from ipfsreg.p2p.interface import Network, PeerChange, PeerInfo, Stream
 from ipfsreg.peer_id import PeerId
+
+__all__ = ["Arrival", "Bitswap", "BitswapSettings", "BlockSession", "open_bitswap"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,73 +69,7 @@ REACH_S = 30.0
 SEARCHES = 16
 """Searches for providers under way at a time."""
 
-_SENT_AT_ONCE = 256 * 1024
-"""So often, in bytes, the engine learns how a large block proceeds."""
-
 _HASHED_INLINE_BYTES = 64 * 1024
-_SLOWEST_BYTES_PER_S = 12_500
-_SLOWEST_S = 10.0
-
-
-def _deadline_for(size: int) -> float:
-    """Seconds a peer may take to take or give *size* bytes."""
-    return _SLOWEST_S + size / _SLOWEST_BYTES_PER_S
-
-
-class _Voice:
-    """One outgoing stream to a peer, opened when there is something to say and again when it broke."""
-
-    def __init__(self, network: Network, peer: PeerId) -> None:
-        self._network = network
-        self._peer = peer
-        self._stream: Stream | None = None
-        self.lock = trio.Lock()
-
-    async def say(self, message: Message, *, tries: int, sent: Callable[[int], None] | None = None) -> None:
-        """Send *message*, with the lock held; on a broken stream try again on a new one.
-
-        *sent* is told how many bytes the connection took, as it takes them.
-
-        Raises:
-            NetworkError: the last try failed.
-
-        Cancelled: the stream is reset.
-        """
-        size = sum(len(payload.data) for payload in message.payloads)
-        for left in reversed(range(tries)):
-            try:
-                with trio.fail_after(_deadline_for(size)):
-                    if self._stream is None:
-                        self._stream = await self._network.open_stream(self._peer, PROTOCOLS)
-                    pieces = encode_message(message, self._stream.protocol)
-                    for part in framed(*pieces, at_most=_SENT_AT_ONCE):
-                        await self._stream.send_all(part)
-                        if sent is not None:
-                            sent(len(part))
-            except NetworkError:
-                await self.hang_up()
-                if not left:
-                    raise
-            except trio.TooSlowError:
-                await self.hang_up()
-                raise NetworkError(f"{self._peer} takes nothing") from None
-            except trio.Cancelled:
-                await self.hang_up()
-                raise
-            else:
-                return
-
-    async def hang_up(self) -> None:
-        """Reset the stream, if there is one."""
-        if self._stream is not None:
-            await self._stream.reset()
-            self._stream = None
-
-    async def close(self) -> None:
-        """End the stream in good order."""
-        if self._stream is not None and not self.lock.locked():
-            await self._stream.aclose()
-            self._stream = None
 
 
 class _Link:
@@ -143,142 +77,12 @@ class _Link:
 
     def __init__(self, network: Network, peer: PeerId) -> None:
         self.peer = peer
-        self.urgent = _Voice(network, peer)
-        self.bulk = _Voice(network, peer)
+        self.urgent = Voice(network, peer)
+        self.bulk = Voice(network, peer)
         self.speaking = False
         self.readers: dict[MessageReader, int] = {}
         """Inbound streams, and how much of the message each is reading was reported to the engine."""
         self.receiving = Allowance(RECEIVING_BYTES_PER_PEER)
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A block that was wanted."""
-
-    block: Block
-    peer: PeerId | None
-    """Who sent it; None where it was here already."""
-
-
-class BlockSession:
-    """A wanted set, from which blocks come as they arrive. One task reads; any task may want more."""
-
-    def __init__(self, bitswap: Bitswap, session: Session) -> None:
-        self._bitswap = bitswap
-        self._session = session
-        self._local: deque[Cid] = deque()
-        self._arrived: deque[Arrival] = deque()
-        self._wanted: set[Cid] = set()
-        self._wake = trio.Event()
-
-    @property
-    def stats(self) -> SessionStats:
-        """What came from peers, and what of it came twice."""
-        return self._session.stats
-
-    @property
-    def missing(self) -> int:
-        """How many blocks are wanted and were not delivered."""
-        return len(self._wanted)
-
-    @property
-    def last_byte_at(self) -> float:
-        """When the last byte of a block came from a peer that owes us one, on trio's clock; else when we began."""
-        return self._session.last_byte_at
-
-    def want(self, cids: Iterable[Cid]) -> None:
-        """Want *cids* too. They are asked for roughly in this order, behind what is wanted already."""
-        elsewhere = []
-        for cid in cids:
-            if cid in self._wanted:
-                continue
-            self._wanted.add(cid)
-            if self._bitswap.is_local(cid):
-                self._local.append(cid)
-            else:
-                elsewhere.append(cid)
-        if elsewhere:
-            self._bitswap._want(self._session, elsewhere)
-        self._wake.set()
-
-    def urge(self, cids: Sequence[Cid]) -> None:
-        """A reader waits for *cids* (wanted already), in this order; it no longer waits for those urged before."""
-        self._bitswap._urge(self._session, cids)
-
-    def forget(self, cids: Iterable[Cid]) -> None:
-        """Want *cids* no more."""
-        gone = [cid for cid in cids if cid in self._wanted]
-        self._wanted.difference_update(gone)
-        self._bitswap._forget(self._session, gone)
-        self._wake.set()
-
-    def add_provider(self, provider: PeerInfo) -> None:
-        """*provider* is believed to have all of it; it is asked first from now on, and dialled if need be."""
-        self._bitswap._add_provider(self._session, provider)
-
-    async def receive(self) -> Arrival | None:
-        """The next block, or None where nothing is wanted any more. Blocks are the caller's to store.
-
-        Raises:
-            BlockNotFound: the exchange was closed.
-
-        Cancelled: nothing is lost.
-        """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while self._wanted:
-            if self._arrived:
-                arrival = self._arrived.popleft()
-                self._bitswap._consumed(self._session, len(arrival.block.data))
-                if arrival.block.cid in self._wanted:
-                    self._wanted.discard(arrival.block.cid)
-                    return arrival
-            elif self._local:
-                block = await self._bitswap._load(self._session, self._local[0])
-                cid = self._local.popleft()
-                if block is not None and cid in self._wanted:
-                    self._wanted.discard(cid)
-                    return Arrival(block, None)
-            elif not self._bitswap.is_open:
-                raise BlockNotFound("the block exchange is closed")
-            else:
-                self._wake = trio.Event()
-                await self._wake.wait()
-        return None
-
-    async def receive_within(self, deadline_s: float | None) -> Arrival | None:
-        """Like `receive`; None waits for ever.
-
-        Raises:
-            BlockNotFound: nothing came for *deadline_s* seconds. Bytes of a block that is not whole yet count as
-                progress, within reason.
-        """
-        if deadline_s is None:
-            return await self.receive()
-        began = trio.current_time()
-        due = began + deadline_s
-        while trio.current_time() < due:
-            with trio.move_on_at(due):
-                return await self.receive()
-            # A large block on a thin link takes its time; but somebody may only pretend to send one.
-            due = min(self.last_byte_at + deadline_s, began + 4 * deadline_s)
-        raise BlockNotFound(f"no peer in reach gave any of {self.missing} blocks in {deadline_s:g} s")
-
-    def wake(self) -> None:
-        """Let the reader look again."""
-        self._wake.set()
-
-    def __aiter__(self) -> AsyncIterator[Arrival]:
-        return self
-
-    async def __anext__(self) -> Arrival:
-        arrival = await self.receive()
-        if arrival is None:
-            raise StopAsyncIteration
-        return arrival
-
-    def _deliver(self, arrival: Arrival) -> None:
-        self._arrived.append(arrival)
-        self._wake.set()
 
 
 class Bitswap:
@@ -297,12 +101,13 @@ class Bitswap:
         self._routing = routing
         self._nursery = nursery
         dice = random.Random(network.peer_id.raw)  # noqa: S311 - spreads the order over peers, guards nothing
-        self._engine = Engine(network.peer_id, store.size_of, dice.random, settings)
+        self.engine = Engine(network.peer_id, store.size_of, dice.random, settings)
         self._links: dict[PeerId, _Link] = {}
         self._sessions: dict[int, BlockSession] = {}
         self._searching: set[int] = set()
         self._reaching: set[PeerId] = set()
         self._receiving = Allowance(RECEIVING_BYTES)
+        self._hashers = trio.CapacityLimiter(max(2, os.cpu_count() or 1))
         self._store_reads = trio.Semaphore(STORE_READS)
         self._sooner = trio.Event()
         self._sleeps_until = 0.0
@@ -334,7 +139,7 @@ class Bitswap:
         an order of our own, except those urged. *block_bytes*: how large a block probably is.
         """
         providers = [provider for provider in first if provider.peer != self._network.peer_id]
-        session, events = self._engine.open_session(
+        session, events = self.engine.open_session(
             root,
             [provider.peer for provider in providers],
             spread=spread,
@@ -343,37 +148,20 @@ class Bitswap:
         )
         wanted = self._sessions[session.number] = BlockSession(self, session)
         try:
-            self._apply(events)
+            self.apply(events)
             for provider in providers:
-                self._reach(provider)
+                self.reach(provider)
             yield wanted
         finally:
             del self._sessions[session.number]
-            self._apply(self._engine.close_session(session, trio.current_time()))
+            self.apply(self.engine.close_session(session, trio.current_time()))
 
     def is_local(self, cid: Cid) -> bool:
         """Whether the block is here, or is none one would ask a peer for: its CID says all, or it is empty."""
         return cid.hash_code == IDENTITY or self._store.has(cid) or cid.matches(b"")
 
-    def _want(self, session: Session, cids: Sequence[Cid]) -> None:
-        self._apply(self._engine.want(session, cids, trio.current_time()))
-
-    def _urge(self, session: Session, cids: Sequence[Cid]) -> None:
-        self._apply(self._engine.urge(session, cids, trio.current_time()))
-
-    def _forget(self, session: Session, cids: Sequence[Cid]) -> None:
-        self._apply(self._engine.forget(session, cids, trio.current_time()))
-
-    def _consumed(self, session: Session, size: int) -> None:
-        self._apply(self._engine.consumed(session, size, trio.current_time()))
-
-    def _add_provider(self, session: Session, provider: PeerInfo) -> None:
-        if provider.peer != self._network.peer_id:
-            self._apply(self._engine.add_provider(session, provider.peer, trio.current_time()))
-            self._reach(provider)
-
-    async def _load(self, session: Session, cid: Cid) -> Block | None:
-        """A block that should be here; None where it is not, and peers are asked instead."""
+    async def load(self, cid: Cid) -> Block | None:
+        """A block that `is_local` said is here; None where that turns out wrong."""
         if cid.hash_code == IDENTITY:
             return Block.verified(cid, cid.digest)
         if cid.matches(b""):
@@ -382,7 +170,6 @@ class Bitswap:
             return await self._store.get(cid)
         except StoreError as error:
             logger.warning("block %s is asked of peers: %s", cid, error)
-            self._want(session, [cid])
             return None
 
     def close(self) -> None:
@@ -393,7 +180,7 @@ class Bitswap:
 
     # --------------------------------------------------------------- events
 
-    def _apply(self, events: Iterable[Event]) -> None:
+    def apply(self, events: Iterable[Event]) -> None:
         """Do what the engine decided."""
         if not self.is_open:
             return
@@ -408,7 +195,7 @@ class Bitswap:
                     self._nursery.start_soon(self._give, event)
                 case Received(sessions, block, peer):
                     for number in sessions:
-                        self._sessions[number]._deliver(Arrival(block, peer))
+                        self._sessions[number].deliver(Arrival(block, peer))
                 case Misbehaved(peer, reason):
                     logger.warning("peer %s %s: disconnecting", peer, reason)
                     self._nursery.start_soon(self._network.disconnect, peer, reason)
@@ -418,7 +205,7 @@ class Bitswap:
                         self._nursery.start_soon(self._find_providers, self._routing, number, cid)
         now = trio.current_time()
         if self._sleeps_until > now + 0.1:
-            deadline = self._engine.next_deadline(now)
+            deadline = self.engine.next_deadline(now)
             if deadline is not None and deadline < self._sleeps_until:
                 self._sooner.set()
 
@@ -430,16 +217,16 @@ class Bitswap:
 
     async def _keep_time(self) -> None:
         while True:
-            deadline = self._engine.next_deadline(trio.current_time())
+            deadline = self.engine.next_deadline(trio.current_time())
             self._sleeps_until = float("inf") if deadline is None else deadline
             self._sooner = trio.Event()
             with trio.move_on_at(self._sleeps_until):
                 await self._sooner.wait()
                 continue
             for link in self._links.values():
-                if link.readers and self._engine.owes(link.peer):
+                if link.readers and self.engine.owes(link.peer):
                     self._report_bytes(link)
-            self._apply(self._engine.tick(trio.current_time()))
+            self.apply(self.engine.tick(trio.current_time()))
 
     def _report_bytes(self, link: _Link) -> None:
         """Tell the engine what has come of messages that are still arriving."""
@@ -447,7 +234,7 @@ class Bitswap:
             count = reader.body_received - reported
             if count > 0:
                 link.readers[reader] = reader.body_received
-                self._engine.receive_bytes(link.peer, count, trio.current_time())
+                self.engine.receive_bytes(link.peer, count, trio.current_time())
 
     # ------------------------------------------------------------- speaking
 
@@ -457,7 +244,7 @@ class Bitswap:
             failures = 0
             async with link.urgent.lock:
                 while True:
-                    message = self._engine.take_message(link.peer, trio.current_time())
+                    message = self.engine.take_message(link.peer, trio.current_time())
                     if message is None:
                         return
                     try:
@@ -467,9 +254,11 @@ class Bitswap:
                         failures += 1
                         if failures == 3 or link.peer not in self._network.peers():
                             logger.debug("cannot speak to %s: %s", link.peer, error)
-                            self._apply(self._engine.disconnected(link.peer, trio.current_time()))
+                            if self._links.get(link.peer) is link and not link.readers:
+                                del self._links[link.peer]
+                            self.apply(self.engine.disconnected(link.peer, trio.current_time()))
                             return
-                        self._apply(self._engine.tell_again(link.peer, trio.current_time()))
+                        self.apply(self.engine.tell_again(link.peer, trio.current_time()))
         finally:
             link.speaking = False
 
@@ -482,17 +271,19 @@ class Bitswap:
             link = self._link(give.peer)
             voice = link.bulk if give.large else link.urgent
             async with voice.lock:
-                wanted = [block for block in blocks if self._engine.is_wanted(give, block.cid)]
+                wanted = [block for block in blocks if self.engine.is_wanted(give, block.cid)]
                 if wanted:
                     payloads = [Payload(block.cid.prefix, block.data) for block in wanted]
                     await voice.say(Message(payloads=payloads), tries=2, sent=partial(self._took, give))
         except NetworkError as error:
             logger.debug("cannot give blocks to %s: %s", give.peer, error)
+        except Exception:  # what goes wrong in answering one peer must not end the node
+            logger.exception("giving blocks to peer %s failed", give.peer)
         finally:
-            self._apply(self._engine.given(give, trio.current_time(), missing=missing))
+            self.apply(self.engine.given(give, trio.current_time(), missing=missing))
 
     def _took(self, give: Give, size: int) -> None:
-        self._engine.took(give, size, trio.current_time())
+        self.engine.took(give, size, trio.current_time())
 
     async def _read_block(self, cid: Cid, missing: list[Cid]) -> Block | None:
         try:
@@ -517,13 +308,13 @@ class Bitswap:
     async def _read(self, link: _Link, stream: Stream, reader: MessageReader) -> None:
         """Read one inbound stream to its end."""
         try:
-            self._apply(self._engine.connected(link.peer, trio.current_time()))
+            self.apply(self.engine.connected(link.peer, trio.current_time()))
             while (length := await reader.read_length()) is not None:
                 await self._read_message(link, reader, length)
             await stream.aclose()
         except (MalformedData, PeerMisbehaved) as error:
             logger.info("peer %s broke the protocol: %s", link.peer, error)
-            self._apply(self._engine.receive_garbage(link.peer, "sent garbage", trio.current_time()))
+            self.apply(self.engine.receive_garbage(link.peer, "sent garbage", trio.current_time()))
             await stream.reset()
         except trio.TooSlowError:
             logger.info("peer %s is too slow: a message did not arrive in time", link.peer)
@@ -533,6 +324,9 @@ class Bitswap:
         except trio.Cancelled:
             await stream.reset()
             raise
+        except Exception:  # whatever a peer's bytes bring about must not end the node
+            logger.exception("reading from peer %s failed", link.peer)
+            await stream.reset()
         finally:
             del link.readers[reader]
 
@@ -542,23 +336,23 @@ class Bitswap:
             if length > _HASHED_INLINE_BYTES:
                 await held.enter_async_context(link.receiving.hold(length))
                 await held.enter_async_context(self._receiving.hold(length))
-            with trio.fail_after(_deadline_for(length)):
+            with trio.fail_after(deadline_for(length)):
                 body = await reader.read_body(length)
             message = decode_message(body)
             reported, link.readers[reader] = link.readers[reader], 0
             now = trio.current_time()
             size = sum(len(payload.data) for payload in message.payloads)
-            self._engine.receive_bytes(link.peer, max(0, size - reported), now)
+            self.engine.receive_bytes(link.peer, max(0, size - reported), now)
             if message.entries or message.full or message.haves or message.dont_haves:
-                self._apply(self._engine.receive_message(link.peer, message, now))
+                self.apply(self.engine.receive_message(link.peer, message, now))
             large = []
             for payload in message.payloads:
                 if len(payload.data) > MAX_BLOCK_BYTES:
                     raise PeerMisbehaved(f"a block of {len(payload.data)} bytes")
-                if len(payload.data) < _HASHED_INLINE_BYTES:
-                    self._receive_block(link, Block.under(payload.prefix, payload.data))
-                else:
+                if len(payload.data) >= _HASHED_INLINE_BYTES:
                     large.append(payload)
+                elif (block := _name(payload)) is not None:
+                    self._receive_block(link, block)
             if large:
                 self._nursery.start_soon(self._hash, link, large, held.pop_all())
 
@@ -566,16 +360,12 @@ class Bitswap:
         """Hash large blocks beside the event loop, while their stream is read on."""
         async with held:
             for payload in payloads:
-                try:
-                    block = await trio.to_thread.run_sync(Block.under, payload.prefix, payload.data)
-                except MalformedData as error:
-                    logger.info("peer %s sent a block nobody can name: %s", link.peer, error)
-                    self._apply(self._engine.receive_garbage(link.peer, "sent garbage", trio.current_time()))
-                else:
+                block = await trio.to_thread.run_sync(_name, payload, limiter=self._hashers)
+                if block is not None:
                     self._receive_block(link, block)
 
     def _receive_block(self, link: _Link, block: Block) -> None:
-        self._apply(self._engine.receive_block(link.peer, block, trio.current_time()))
+        self.apply(self.engine.receive_block(link.peer, block, trio.current_time()))
 
     # ------------------------------------------------------- peers and store
 
@@ -584,9 +374,9 @@ class Bitswap:
             async for event in events:
                 if event.change is PeerChange.DISCONNECTED:
                     self._links.pop(event.peer, None)
-                    self._apply(self._engine.disconnected(event.peer, trio.current_time()))
+                    self.apply(self.engine.disconnected(event.peer, trio.current_time()))
                 elif self._speaks_bitswap(event.peer):
-                    self._apply(self._engine.connected(event.peer, trio.current_time()))
+                    self.apply(self.engine.connected(event.peer, trio.current_time()))
 
     def _speaks_bitswap(self, peer: PeerId) -> bool:
         protocols = self._network.protocols_of(peer)
@@ -594,11 +384,11 @@ class Bitswap:
 
     async def _watch_store(self, arrivals: AsyncIterator[frozenset[bytes]]) -> None:
         async for multihashes in arrivals:
-            self._apply(self._engine.receive_arrivals(multihashes, trio.current_time()))
+            self.apply(self.engine.receive_arrivals(multihashes, trio.current_time()))
             if not self._sessions:
                 continue
             for multihash in multihashes:
-                for cid in self._engine.wanted_as(multihash):
+                for cid in self.engine.wanted_as(multihash):
                     await self._take_from_store(cid)
 
     async def _take_from_store(self, cid: Cid) -> None:
@@ -608,17 +398,19 @@ class Bitswap:
         except StoreError as error:
             logger.warning("block %s arrived and cannot be read: %s", cid, error)
             return
-        numbers, events = self._engine.receive_local(block, trio.current_time())
+        numbers, events = self.engine.receive_local(block, trio.current_time())
         for number in numbers:
-            self._sessions[number]._deliver(Arrival(block, None))
-        self._apply(events)
+            self._sessions[number].deliver(Arrival(block, None))
+        self.apply(events)
 
-    def _reach(self, provider: PeerInfo) -> None:
-        """Connect to a peer that is believed to have what we want."""
+    def reach(self, provider: PeerInfo) -> None:
+        """Connect to a peer that is believed to have what we want, soon."""
+        if provider.peer == self._network.peer_id:
+            return
         if provider.peer in self._network.peers():
             self._network.add_addrs(provider)
             if self._network.protocols_of(provider.peer) is None or self._speaks_bitswap(provider.peer):
-                self._apply(self._engine.connected(provider.peer, trio.current_time()))
+                self.apply(self.engine.connected(provider.peer, trio.current_time()))
         elif provider.peer not in self._reaching:
             self._reaching.add(provider.peer)
             self._nursery.start_soon(self._connect, provider)
@@ -629,7 +421,7 @@ class Bitswap:
                 await self._dial(provider)
                 protocols = self._network.protocols_of(provider.peer)
                 if protocols is None or self._speaks_bitswap(provider.peer):
-                    self._apply(self._engine.connected(provider.peer, trio.current_time()))
+                    self.apply(self.engine.connected(provider.peer, trio.current_time()))
         except NetworkError as error:
             logger.debug("provider %s cannot be reached: %s", provider.peer, error)
         finally:
@@ -652,6 +444,14 @@ class Bitswap:
             logger.debug("no providers found for %s: %s", cid, error)
         finally:
             self._searching.discard(number)
+
+
+def _name(payload: Payload) -> Block | None:
+    """Learn by hashing what a peer has sent; None where it cannot be checked, so that nobody here can want it."""
+    try:
+        return Block.under(payload.prefix, payload.data)
+    except MalformedData:
+        return None
 
 
 @asynccontextmanager

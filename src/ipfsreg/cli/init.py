@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
-import shutil
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,40 +63,46 @@ def initialise(
     """Write node.toml, swarm.key and an identity into *directory*; nothing that exists is overwritten.
 
     Raises:
-        ConfigError: there is a node already, or an argument is not what it should be.
+        ConfigError: there is a node already, the directory cannot be written, or an argument is not what it should be.
+            Then no file of ours is left there.
     """
     directory = directory.absolute()
     config_path, key_path = directory / "node.toml", directory / "swarm.key"
-    for path in (config_path, key_path):
-        if path.exists() and not (swarm_key and path.samefile(swarm_key)):
-            raise ConfigError("--dir", str(directory), f"{path.name} exists already; choose another directory")
     if swarm_key is not None:
         _check_swarm_key(swarm_key)
-    listen = listen or f"/ip4/0.0.0.0/tcp/{_free_port('0.0.0.0', FIRST_PEER_PORT)}"  # noqa: S104 - peers come from anywhere
-    http = http or f"127.0.0.1:{_free_port('127.0.0.1', FIRST_HTTP_PORT)}"
-    parse_host_port("--http", http)
-    directory.mkdir(parents=True, exist_ok=True)
-    if swarm_key is None:
-        _write_secret(key_path, format_swarm_key(secrets.token_bytes(PSK_BYTES)))
-    elif not key_path.exists():
-        shutil.copyfile(swarm_key, key_path)
-        key_path.chmod(0o600)
-    config_path.write_text(
-        _NODE_TOML.format(
+    written: list[Path] = []
+    try:
+        _check_free(config_path, None)
+        _check_free(key_path, swarm_key)
+        listen = listen or f"/ip4/0.0.0.0/tcp/{_free_port('0.0.0.0', FIRST_PEER_PORT)}"  # noqa: S104 - peers come from anywhere
+        http = http or f"127.0.0.1:{_free_port('127.0.0.1', FIRST_HTTP_PORT)}"
+        parse_host_port("--http", http)
+        directory.mkdir(parents=True, exist_ok=True)
+        if not key_path.exists():
+            key = format_swarm_key(secrets.token_bytes(PSK_BYTES)) if swarm_key is None else swarm_key.read_bytes()
+            written.append(key_path)
+            _write_new(key_path, key, 0o600)
+        text = _NODE_TOML.format(
             datastore=_quote(str(directory / "data")),
             listen=_quote(listen),
             bootstrappers=", ".join(map(_quote, joins)),
             swarm_key=_quote(str(key_path)),
             http=_quote(http),
-        ),
-        encoding="utf-8",
-    )
-    try:
-        config = load_config(config_path, {})
-    except ConfigError:
-        config_path.unlink()
+        )
+        written.append(config_path)
+        _write_new(config_path, text.encode(), 0o644)
+        return Initialised(config_path, key_path, identity_of(load_config(config_path, {})).peer_id)
+    except (ConfigError, OSError) as error:
+        for path in written:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ConfigError("--dir", str(directory), f"cannot be written: {error.strerror}") from None
         raise
-    return Initialised(config_path, key_path, identity_of(config).peer_id)
+
+
+def _check_free(path: Path, source: Path | None) -> None:
+    if path.exists() and not (source and path.samefile(source)):
+        raise ConfigError("--dir", str(path.parent), f"{path.name} exists already; choose another directory")
 
 
 def _check_swarm_key(path: Path) -> None:
@@ -109,11 +115,12 @@ def _check_swarm_key(path: Path) -> None:
 
 
 def _quote(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    """*text* as a TOML string: what JSON escapes, TOML reads the same way."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _write_secret(path: Path, data: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(data)
 
 

@@ -10,12 +10,11 @@ for its last line (docs/operations.md).
 from __future__ import annotations
 
 import base64
-import binascii
 import fcntl
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ from ipfsreg.p2p.addresses import split_peer
 from ipfsreg.p2p.host import Host, NetworkSettings, open_network
 from ipfsreg.p2p.identity import Identity
 from ipfsreg.p2p.interface import PeerInfo
-from ipfsreg.p2p.pnet import PSK_BYTES, fingerprint, parse_swarm_key
+from ipfsreg.p2p.pnet import MAX_SWARM_KEY_BYTES, PSK_BYTES, fingerprint, parse_swarm_key
 from ipfsreg.p2p.redial import Redial, open_redial
 from ipfsreg.peer_id import PeerId
 from ipfsreg.pubsub.service import open_pubsub
@@ -134,27 +133,43 @@ def identity_of(config: Config) -> Identity:
     if config.node.private_key:
         return _read_key("node.private_key", config.node.private_key, shown="…")
     path = Path(config.node.datastore_path) / "identity.key"
-    if path.exists():
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _make_identity(path)
+        return _read_key(str(path), path.read_bytes(), shown="…")
+    except OSError as error:
+        right = f"a directory that can be read and written: {error.strerror}"
+        raise ConfigError("node.datastore_path", str(path.parent), right) from None
+
+
+def _make_identity(path: Path) -> None:
+    """Write a new identity, all of it or nothing; one that another process makes just now is left alone."""
+    beside = path.with_suffix(f".{os.getpid()}")
+    try:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(base64.b64encode(Identity.generate().to_protobuf()) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
         try:
-            return _read_key(str(path), path.read_text(), shown="…")
-        except OSError as error:
-            raise ConfigError("node.datastore_path", str(path), f"cannot be read: {error.strerror}") from None
-    identity = Identity.generate()
-    _make_directory(path.parent)
-    text = base64.b64encode(identity.to_protobuf()).decode() + "\n"
-    beside = path.with_suffix(".new")
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)
-    return identity
+            os.link(beside, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            beside.rename(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
-def _read_key(key: str, text: str, shown: str) -> Identity:
+def _read_key(key: str, text: str | bytes, shown: str) -> Identity:
     try:
         return Identity.from_protobuf(base64.b64decode(text.strip(), validate=True))
-    except (binascii.Error, MalformedData) as error:
+    except (ValueError, MalformedData) as error:
         raise ConfigError(key, shown, f"not the base64 of a libp2p Ed25519 private key: {error}") from None
 
 
@@ -169,7 +184,8 @@ def psk_of(config: Config) -> bytes | None:
         except ValueError:
             raise ConfigError("p2p.protector_key", "…", "64 hex digits, or the path of a swarm.key file") from None
     try:
-        return parse_swarm_key(Path(text).read_bytes())
+        with open(text, "rb") as file:
+            return parse_swarm_key(file.read(MAX_SWARM_KEY_BYTES + 1))
     except OSError as error:
         right = f"64 hex digits, or the path of a swarm.key file ({error.strerror})"
         raise ConfigError("p2p.protector_key", text if "/" in text else "…", right) from None
@@ -198,8 +214,10 @@ def _lock(directory: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
             raise AlreadyRunning(f"another ipfsreg (process {holder}) runs on the datastore {directory}") from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        # Only told to whoever is refused: no reason not to start on a full disk.
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)

@@ -8,6 +8,7 @@ import httpx
 
 from ipfsreg.config import Config
 from ipfsreg.errors import IpfsregError
+from ipfsreg.http.listen import short_path
 from ipfsreg.node import admin_socket_of
 
 TIMEOUT_S = 10.0
@@ -25,9 +26,12 @@ def ask(config: Config) -> dict[str, Any]:
     """
     door = admin_socket_of(config)
     try:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(door)), timeout=TIMEOUT_S) as client:
+        with (
+            short_path(door) as path,
+            httpx.Client(transport=httpx.HTTPTransport(uds=path), timeout=TIMEOUT_S) as client,
+        ):
             answer = client.get("http://admin/status").raise_for_status().json()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, OSError) as error:
         raise NotRunning(f"no running node answers at {door}: {error}") from error
     assert isinstance(answer, dict)
     return answer

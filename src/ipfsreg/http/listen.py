@@ -6,6 +6,8 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,15 @@ import trio
 from ipfsreg.errors import AlreadyRunning, ConfigError
 
 _BACKLOG = 1024
+
+MAX_UNIX_PATH_BYTES = 107
+"""Of `sockaddr_un.sun_path`."""
+
+
+class _UnixListener(socket.socket):
+    """Knows where it lies: `getsockname` tells only how it was reached when it was bound."""
+
+    path: Path
 
 
 async def open_listeners(places: list[str]) -> list[socket.socket]:
@@ -39,18 +50,17 @@ async def open_listeners(places: list[str]) -> list[socket.socket]:
 
 def close_listener(listener: socket.socket) -> None:
     """Stop listening; a unix socket leaves no file behind."""
-    path = listener.getsockname() if listener.family == socket.AF_UNIX else None
     trio.lowlevel.notify_closing(listener.fileno())
     listener.close()
-    if path:
-        Path(path).unlink(missing_ok=True)
+    if isinstance(listener, _UnixListener):
+        listener.path.unlink(missing_ok=True)
 
 
 def place_of(listener: socket.socket) -> str:
     """What was bound, with the real port where 0 was asked for."""
+    if isinstance(listener, _UnixListener):
+        return f"unix:{listener.path}"
     name = listener.getsockname()
-    if listener.family == socket.AF_UNIX:
-        return f"unix:{name}"
     host = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
     return f"{host}:{name[1]}"
 
@@ -104,11 +114,13 @@ def _listen_on(family: int, address: tuple[Any, ...]) -> socket.socket:
 
 def _listen_unix(path: Path) -> socket.socket:
     """Only the owner may connect. A file left by a process that was killed is replaced, a live one is not."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = _UnixListener(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.path = path
     try:
         listener.setblocking(False)
-        _remove_stale(path)
-        listener.bind(str(path))
+        with short_path(path) as short:
+            _remove_stale(path, short)
+            listener.bind(short)
         # Nobody can connect between bind and listen, so nobody slips in before the mode is right.
         path.chmod(0o600)
         listener.listen(_BACKLOG)
@@ -121,7 +133,23 @@ def _listen_unix(path: Path) -> socket.socket:
     return listener
 
 
-def _remove_stale(path: Path) -> None:
+@contextmanager
+def short_path(path: Path) -> Iterator[str]:
+    """*path* for bind and connect, which take 107 bytes: through an open directory if it has more (unix(7), proc(5)).
+
+    Raises OSError.
+    """
+    if len(os.fsencode(path)) <= MAX_UNIX_PATH_BYTES:
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+def _remove_stale(path: Path, short: str) -> None:
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise ConfigError("http.listen", f"unix:{path}", "is there and not a socket")
@@ -129,6 +157,6 @@ def _remove_stale(path: Path) -> None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        if probe.connect_ex(str(path)) not in (errno.ECONNREFUSED, errno.ENOENT):
+        if probe.connect_ex(short) not in (errno.ECONNREFUSED, errno.ENOENT):
             raise AlreadyRunning(f"another process listens on {path}")
     path.unlink(missing_ok=True)

@@ -126,6 +126,13 @@ class Database:
             StoreError: the file was written by a newer version that has more steps.
         """
 
+        try:
+            row = self.read("SELECT steps FROM parts WHERE part = ?", (part,)).fetchone()
+        except StoreError:
+            row = None  # No such table yet; if it is worse, the write says so.
+        if row is not None and row[0] == len(steps):
+            return  # A full disk must not keep a node from starting: it can still serve.
+
         def migrate(db: sqlite3.Connection) -> None:
             db.execute("CREATE TABLE IF NOT EXISTS parts (part TEXT PRIMARY KEY, steps INTEGER NOT NULL)")
             row = db.execute("SELECT steps FROM parts WHERE part = ?", (part,)).fetchone()
@@ -243,7 +250,8 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
     try:
         database = Database(path)
     except sqlite3.Error as error:
-        raise _named(error) from error
+        named = _named(error)
+        raise type(named)(f"{path}: {named}") from error
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_shielded, database._write_all)

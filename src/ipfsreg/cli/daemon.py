@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import resource
 import signal
 import time
+from collections.abc import AsyncIterator
 
 import trio
 
@@ -15,8 +17,13 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: Config) -> None:
-    """Run a node; return after an orderly stop."""
+    """Run a node; return after an orderly stop.
+
+    Raises:
+        IpfsregError: it could not start, or a part of it failed; alone or in an ExceptionGroup.
+    """
     _set_up_log(config.node.log_level)
+    _raise_descriptor_limit()
     trio.run(_run, config)
     logger.info("stopped")
 
@@ -24,22 +31,47 @@ def run(config: Config) -> None:
 async def _run(config: Config) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            stopping = trio.Event()
-            nursery.start_soon(_watch, signals, stopping, nursery.cancel_scope)
-            async with open_node(config):
-                await stopping.wait()
+            started, stopping = trio.Event(), trio.Event()
+            nursery.start_soon(_watch, signals, started, stopping, nursery.cancel_scope)
+            try:
+                async with open_node(config):
+                    started.set()
+                    await stopping.wait()
+            except Exception:
+                # What keeps a node from starting, the command line says in one sentence. What ends a running one has
+                # to be understood afterwards.
+                if started.is_set():
+                    logger.critical("a part of the node failed, it ends", exc_info=True)
+                raise
             nursery.cancel_scope.cancel()
 
 
-async def _watch(signals: object, stopping: trio.Event, scope: trio.CancelScope) -> None:
-    """The first signal asks for an orderly stop, a second one does not wait for it, nor for the start to be over."""
-    async for number in signals:  # type: ignore[attr-defined]
+async def _watch(
+    signals: AsyncIterator[int], started: trio.Event, stopping: trio.Event, scope: trio.CancelScope
+) -> None:
+    """The first signal asks for an orderly stop. During the start there is nothing to finish, and a second signal does
+    not wait for it: then everything is cancelled, which loses nothing that was acknowledged."""
+    async for number in signals:
+        name = signal.Signals(number).name
         if stopping.is_set():
-            logger.warning("%s again: not waiting", signal.Signals(number).name)
+            logger.warning("%s again: not waiting", name)
+        else:
+            logger.info("%s", name)
+        if stopping.is_set() or not started.is_set():
             scope.cancel()
             return
-        logger.info("%s", signal.Signals(number).name)
         stopping.set()
+
+
+def _raise_descriptor_limit() -> None:
+    """As many file descriptors as the system lets us have: 1,024, the usual soft limit, is for programs that use
+    select(2), and a node has a descriptor for each client, peer and arriving blob."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (ValueError, OSError) as error:  # macOS names a hard limit it does not grant
+            logger.warning("cannot have more than %d file descriptors: %s", soft, error)
 
 
 class _Formatter(logging.Formatter):

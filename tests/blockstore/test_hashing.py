@@ -10,7 +10,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from ipfsreg.blockstore.hashing import JOB_BYTES, LEAF_BYTES, Follower, Hasher, digest_of_file
 from ipfsreg.errors import StoreDamaged, StoreError
-from ipfsreg.ipld.builder import build
+from ipfsreg.ipld.builder import Builder, build
+from ipfsreg.ipld.cid import Cid
 from ipfsreg.testing.content import pattern
 
 
@@ -93,3 +94,22 @@ async def test_the_digest_of_a_file_by_any_algorithm(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(data)
     digits = await digest_of_file(tmp_path / "file", len(data), "sha512", trio.CapacityLimiter(1))
     assert digits == hashlib.sha512(data).hexdigest()
+
+
+def test_the_position_tells_of_no_leaf_that_is_not_in_the_dag_yet(tmp_path: Path) -> None:
+    """Another thread that finds the end reached takes the DAG at once."""
+    hasher = Hasher("sha256", leaves=True)
+    seen: list[int] = []
+
+    class WatchedBuilder(Builder):
+        def add_leaf(self, cid: Cid, size: int) -> None:
+            seen.append(hasher.position)
+            super().add_leaf(cid, size)
+
+    hasher._builder = WatchedBuilder()
+    (tmp_path / "file").write_bytes(pattern(2 * LEAF_BYTES + 5))
+    hasher.advance(tmp_path / "file", 2 * LEAF_BYTES + 5)
+    assert len(seen) == 3
+    assert seen[0] < LEAF_BYTES
+    assert seen[1] < 2 * LEAF_BYTES
+    assert seen[2] < 2 * LEAF_BYTES + 5

@@ -75,13 +75,15 @@ class Hasher:
 
     def _take(self, piece: memoryview, leaf_end: int) -> None:
         self._content.update(piece)
-        self.position += len(piece)
+        position = self.position + len(piece)
         if self._builder is not None:
             self._leaf.update(piece)
-            if self.position == leaf_end:
+            if position == leaf_end:
                 cid = Cid.from_sha256(RAW, self._leaf.digest())
-                self._builder.add_leaf(cid, self.position - self._builder.size)
+                self._builder.add_leaf(cid, position - self._builder.size)
                 self._leaf = hashlib.sha256()
+        # Last: who sees it from another thread, and finds the end reached, takes digest and layout at once.
+        self.position = position
 
     @property
     def hex(self) -> str:

@@ -67,7 +67,7 @@ class Payload:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One bitswap message."""
+    """One bitswap message. What was decoded holds tuples, and is equal to what says the same."""
 
     entries: Sequence[Entry] = ()
     full: bool = False
@@ -100,7 +100,8 @@ def decode_message(data: bytes | bytearray | memoryview) -> Message:
             _read_presence(expect_bytes(value), presences)
         elif number == 5:
             pending = max(0, _signed(expect_int(value)))
-    return Message(entries, full, payloads, *presences, pending)
+    haves, dont_haves = presences
+    return Message(tuple(entries), full, tuple(payloads), tuple(haves), tuple(dont_haves), pending)
 
 
 def _read_wantlist(data: memoryview, entries: list[Entry]) -> bool:

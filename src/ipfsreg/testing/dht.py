@@ -1,8 +1,9 @@
 """DHTs in memory: whole nodes on a `MemorySwarm`, and bare engines by the thousand.
 
-sim = DhtSimulation(1000, seed=1)
-sim.fill_tables()
-found = sim.find_provider(asker=3, key=b"...")
+swarm = DhtSimulation(1000, seed=1)
+swarm.fill_tables()
+swarm.provide(swarm.nodes[0], key)
+found = swarm.find_providers(swarm.nodes[7], key)
 """
 
 from __future__ import annotations
@@ -122,8 +123,11 @@ class DhtSimulation:
         """Look for itself, and into every bucket."""
         self.find_closest(node, node.contact.peer.raw)
         for bits in node.table.stale_buckets(self.now):
-            key = random_key(sibling(node.contact.position, bits), bits + 1, self.rng.randbytes)
-            self.find_closest(node, key)
+            self.find_closest(node, self.key_near(sibling(node.contact.position, bits), bits + 1))
+
+    def key_near(self, position: int, bits: int) -> bytes:
+        """A key whose position shares at least *bits* leading bits with *position*."""
+        return random_key(position, bits, self.rng.randbytes)
 
     def kill(self, share: float) -> None:
         """A *share* of the nodes falls silent."""

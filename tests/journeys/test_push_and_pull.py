@@ -255,6 +255,7 @@ def test_status_and_id_can_be_asked_of_a_running_node(cluster: Cluster) -> None:
         peer_id = subprocess.run(
             [*command, "id", "--config", str(node.config_path)], capture_output=True, text=True, check=True
         ).stdout.strip()
+        node.wait_line(rf"listening on {node.multiaddr}$")
         assert node.multiaddr.endswith(peer_id)
     assert alice.status()["replica"]["heads"] == bob.status()["replica"]["heads"]
 

@@ -6,8 +6,8 @@
         ...
         alice.kill()
 
-Every node listens on loopback, on ports the system chose; all of a cluster share one swarm key. Leaving the block ends
-every process it started.
+Every node listens on loopback, on ports the system chose, or in a network namespace of its own (`namespaces`); all of
+a cluster share one swarm key. Leaving the block ends every process it started.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,10 +31,14 @@ import psutil
 
 from ipfsreg.cli.status import ask
 from ipfsreg.config import Config, load_config
+from ipfsreg.node import identity_of
+from ipfsreg.testing.namespaces import Machine
 
 START_S = 60.0
 STOP_S = 40.0
 POLL_S = 0.02
+PEER_PORT, HTTP_PORT = 4619, 5000
+"""In a namespace of its own a node has all ports for itself."""
 
 
 class DaemonFailed(AssertionError):
@@ -64,9 +68,10 @@ def free_port() -> int:
 class Daemon:
     """One node: its directory stays, its process may come and go."""
 
-    def __init__(self, name: str, directory: Path, environment: dict[str, str]) -> None:
+    def __init__(self, name: str, directory: Path, environment: dict[str, str], machine: Machine | None = None) -> None:
         self.name = name
         self.directory = directory
+        self.machine = machine
         self.config_path = directory / "node.toml"
         self.environment = environment
         self.process: subprocess.Popen[str] | None = None
@@ -87,8 +92,9 @@ class Daemon:
         """Start the process; return when it serves HTTP."""
         assert self.process is None or self.process.poll() is not None, f"{self.name} runs already"
         self.lines = []
+        prefix = self.machine.prefix if self.machine else []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ipfsreg", "daemon", "--config", str(self.config_path)],
+            [*prefix, sys.executable, "-m", "ipfsreg", "daemon", "--config", str(self.config_path)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -133,15 +139,20 @@ class Daemon:
                     log = "\n".join(self.lines[-60:])
                     raise DaemonFailed(f"{self.name}: no line with {pattern!r} ({how}):\n{log}")
 
+    def inside(self) -> AbstractContextManager[None]:
+        """While the block lasts this thread is where the node's HTTP address means the node."""
+        return self.machine.entered() if self.machine else nullcontext()
+
     @property
     def http(self) -> str:
-        """`127.0.0.1:PORT`, where clients reach it."""
+        """`127.0.0.1:PORT`, where clients reach it; in a namespace only from there."""
         return self.wait_line(r"registry at http://(\S+)")[1]
 
     @property
     def multiaddr(self) -> str:
-        """A loopback multiaddr with the peer ID: what another node joins by."""
-        return self.wait_line(r"(/ip4/127\.0\.0\.1/tcp/\d+/p2p/\S+)")[1]
+        """Its multiaddr with the peer ID, which is what another node joins by. Known before it runs."""
+        config = self.config
+        return f"{config.p2p.listen_addrs[0]}/p2p/{identity_of(config).peer_id}"
 
     def url(self, path: str) -> str:
         """The URL of *path* at this node."""
@@ -159,7 +170,8 @@ class Daemon:
         """Return the digest of a manifest as soon as this node answers HEAD for it."""
 
         def head() -> str | None:
-            answer = httpx.head(self.url(f"/v2/{repository}/manifests/{reference}"))
+            with self.inside():
+                answer = httpx.head(self.url(f"/v2/{repository}/manifests/{reference}"))
             return answer.headers["Docker-Content-Digest"] if answer.status_code == 200 else None
 
         return str(wait_until(head, f"{self.name} has {repository}:{reference}", timeout_s))
@@ -211,25 +223,30 @@ class Cluster:
         self.directory = directory
         self.nodes: dict[str, Daemon] = {}
 
-    def add(self, name: str, join: Sequence[Daemon] = (), **environment: str) -> Daemon:
+    def add(self, name: str, join: Sequence[Daemon] = (), machine: Machine | None = None, **environment: str) -> Daemon:
         """Write a node's directory without starting it. *environment*: configuration as `IPFSREG_…` variables."""
         directory = self.directory / name
         command = [sys.executable, "-m", "ipfsreg", "init", "--dir", str(directory)]
-        # Ports of its own from the start, so that a node which comes back is where the others look for it.
-        command += ["--listen", f"/ip4/127.0.0.1/tcp/{free_port()}", "--http", f"127.0.0.1:{free_port()}"]
+        if machine is not None:
+            command += ["--listen", f"/ip4/{machine.address}/tcp/{PEER_PORT}", "--http", f"127.0.0.1:{HTTP_PORT}"]
+        else:
+            # Ports of its own from the start, so that a node which comes back is where the others look for it.
+            command += ["--listen", f"/ip4/127.0.0.1/tcp/{free_port()}", "--http", f"127.0.0.1:{free_port()}"]
         for node in join:
             command += ["--join", node.multiaddr]
         first = next(iter(self.nodes.values()), None)
         if first is not None:
             command += ["--swarm-key", str(first.swarm_key)]
         subprocess.run(command, check=True, capture_output=True, text=True)
-        node = Daemon(name, directory, environment)
+        node = Daemon(name, directory, environment, machine)
         self.nodes[name] = node
         return node
 
-    def start(self, name: str, join: Sequence[Daemon] = (), **environment: str) -> Daemon:
+    def start(
+        self, name: str, join: Sequence[Daemon] = (), machine: Machine | None = None, **environment: str
+    ) -> Daemon:
         """Write a node's directory and start it; return when it serves and, if it joins, has a peer."""
-        node = self.add(name, join, **environment).start()
+        node = self.add(name, join, machine, **environment).start()
         if join:
             node.wait_peers(1)
         return node

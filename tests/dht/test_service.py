@@ -293,7 +293,7 @@ async def test_a_peer_with_a_hundred_idle_streams_is_noticed_by_nobody(
     async with open_node(bob, tmp_path):
         kept = await alice.open_stream(bob.peer_id, [PUBLIC_PROTOCOL])
         await trio.sleep(1)
-        idle = [await mallory.open_stream(bob.peer_id, [PUBLIC_PROTOCOL]) for _ in range(60)]
+        idle = [await mallory.open_stream(bob.peer_id, [PUBLIC_PROTOCOL]) for _ in range(100)]
         # Half of them have begun a message that never ends.
         for stream in idle[-8:]:
             await stream.send_all(b"\xff")
@@ -399,7 +399,7 @@ async def test_a_hundred_nodes_find_everything_and_most_of_it_when_a_fifth_is_de
         dhts: list[Dht] = []
         for number, endpoint in enumerate(endpoints):
             known = [dice.choice(endpoints[:number])] if number else []
-            # Less than the usual k: tables then hold a third of the swarm instead of most of it, and there is a way to go.
+            # Less than the usual k: a table then holds a third of the swarm instead of most of it.
             dhts.append(await join(stack, endpoint, tmp_path, *known, settings=DhtSettings(k=8)))
         with trio.fail_after(120):
             for dht in dhts:

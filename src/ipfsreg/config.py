@@ -56,6 +56,8 @@ class P2pConfig(_Section, frozen=True):
     """What to tell peers instead of the listen addresses: for nodes behind NAT or in containers."""
     bootstrappers: tuple[str, ...] | None = None
     """Multiaddrs with `/p2p/…`. Unset: none in a private swarm, the public IPFS list without a protector key."""
+    mdns: bool = False
+    """Find nodes of the swarm on the same LAN by multicast DNS, without bootstrappers."""
     protector_key: str = ""
     """64 hex digits, or the path of a swarm.key file. Empty: the public network."""
 

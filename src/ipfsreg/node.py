@@ -31,7 +31,7 @@ from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica, trustin
 from ipfsreg.database import open_database
 from ipfsreg.dht.service import open_dht
 from ipfsreg.dht.settings import DhtSettings
-from ipfsreg.errors import AlreadyRunning, ConfigError, MalformedData
+from ipfsreg.errors import AlreadyRunning, ConfigError, MalformedData, NetworkError
 from ipfsreg.http.admin import make_admin
 from ipfsreg.http.app import make_app
 from ipfsreg.http.connection import ServerSettings
@@ -286,6 +286,8 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         dht = await stack.enter_async_context(open_dht(host, database, DhtSettings(private=psk is not None)))
         exchange = BitswapSettings(patience_s=config.fetch.patience_s)
         bitswap = await stack.enter_async_context(open_bitswap(host, store, dht, exchange))
+        if config.p2p.mdns:
+            await stack.enter_async_context(_open_lan(host, None if psk is None else fingerprint(psk)))
         redial = await stack.enter_async_context(open_redial(host, bootstrappers, remembered=host.remembered))
         replica = await stack.enter_async_context(open_replica(database, store, bitswap, topic, replica_settings))
         await _tell_bootstrappers(redial)
@@ -317,6 +319,25 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
             logger.info("registry at http://%s", place)
         yield node
         logger.info("stopping: no new requests, %d connections to finish", server.connections)
+
+
+@asynccontextmanager
+async def _open_lan(host: Host, swarm: str | None) -> AsyncIterator[None]:
+    """Connect to every node of the *swarm* (its key's fingerprint) that multicast DNS finds on the LAN."""
+    from ipfsreg.dht.mdns import open_mdns  # here, because zeroconf costs a tenth of a second and is often off
+
+    async with open_mdns(host, fingerprint=swarm) as found, trio.open_nursery() as nursery:
+        nursery.start_soon(_connect_all, host, found)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def _connect_all(host: Host, found: AsyncIterator[PeerInfo]) -> None:
+    async for info in found:
+        try:
+            await host.connect(info)
+        except NetworkError as error:
+            logger.info("found %s on the LAN, but: %s", info.peer, error)
 
 
 async def _tell_bootstrappers(redial: Redial) -> None:

@@ -33,6 +33,8 @@ log_level = "info"                # debug, info, warning, error
 listen_addrs = [{listen}]
 # Nodes of the swarm to enter it by, each with its /p2p/<peer ID>.
 bootstrappers = [{bootstrappers}]
+# Find nodes with the same swarm key on this LAN by multicast DNS, without bootstrappers.
+mdns = false
 # The swarm's pre-shared key: who has this file is in. Copy it to the other nodes, keep it secret.
 protector_key = {swarm_key}
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -36,9 +38,20 @@ class _Group(click.Group):
         except BaseExceptionGroup as group:
             # A part that cannot start fails inside nurseries, which wrap what it said.
             found = _only_failure(group)
-            if found is None:
-                raise
-            raise click.ClickException(str(found)) from group
+            if found is not None:
+                raise click.ClickException(str(found)) from group
+            # A bug of ours. A report of it shows where it began, not the dozen nurseries around it.
+            for failure in _leaves(group):
+                traceback.print_exception(failure, chain=False)
+            raise click.ClickException("a part of the node failed, as shown above") from group
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for inner in group.exceptions:
+        if isinstance(inner, BaseExceptionGroup):
+            yield from _leaves(inner)
+        else:
+            yield inner
 
 
 def _only_failure(group: BaseExceptionGroup[BaseException]) -> IpfsregError | None:

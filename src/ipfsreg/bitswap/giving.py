@@ -42,8 +42,11 @@ _RARITY_S = 4.0
 
 _MOMENT_S = 0.25
 _MOMENTS = 4
-_FADING = 0.99
-"""The best rate seen is believed for some seconds: it halves in 17."""
+_FADING = 0.996
+"""The best rate seen is believed for a while: it halves in 43 seconds."""
+
+_PROBE_MOMENTS = 8
+"""So often a quarter more uploads are tried: if they carry more, that shows as a higher capacity."""
 
 _SATURATED = 0.85
 """Above this share of the best rate, more uploads at a time would only divide it."""
@@ -123,7 +126,7 @@ class Giving:
         self._gives: dict[Give, _Side] = {}
         self._uploads: dict[Give, tuple[int, float]] = {}
         """How much of each was taken by the peer's connection, and when last."""
-        self._allowed = 0
+        self._allowed = settings.upload_slots
         self._moment = -1
         self._in_flight = 0
         self._given: dict[bytes, int] = {}
@@ -243,15 +246,23 @@ class Giving:
             if self._allowance < 0:
                 return False
         moment = self._uplink.pass_to(now)
-        slots = self._settings.upload_slots
         if moment != self._moment:
             self._moment = moment
-            rate, capacity = self._uplink.rate, self._uplink.capacity
-            if rate < _SATURATED * capacity or not rate:
-                self._allowed = max(self._allowed, slots) + 1
-            else:
-                self._allowed = slots if moment % 16 else max(slots, len(self._uploads)) * 5 // 4
-        return self._busy_slots(now) < max(slots, self._allowed)
+            self._allowed = max(self._settings.upload_slots, self._adapted(now))
+        return self._busy_slots(now) < self._allowed
+
+    def _adapted(self, now: float) -> int:
+        """How many uploads may go on: more while the link has carried more, fewer while it is full."""
+        rate = self._uplink.rate
+        if rate < _SATURATED * self._uplink.capacity or self._is_stuck(now):
+            return self._allowed + 1
+        if self._moment % _PROBE_MOMENTS == 0:
+            return max(self._allowed, len(self._uploads)) * 5 // 4
+        return self._allowed - 1
+
+    def _is_stuck(self, now: float) -> bool:
+        """Whether nobody has taken anything for a second."""
+        return not self._uplink.rate and any(now - give.at > _MOMENTS * _MOMENT_S for give in self._uploads)
 
     def _busy_slots(self, now: float) -> int:
         """How many uploads count: not those of peers that take next to nothing."""

@@ -208,12 +208,12 @@ class Crowd:
         """Divide the links fairly (max-min) and find out what happens next."""
         active = list(self._active())
         room: dict[tuple[str, PeerId], float] = {}
-        users: dict[tuple[str, PeerId], set[Transfer]] = defaultdict(set)
+        users: dict[tuple[str, PeerId], dict[Transfer, None]] = defaultdict(dict)
         for transfer in active:
             for end in (("up", transfer.giver.peer), ("down", transfer.taker.peer)):
                 node = transfer.giver if end[0] == "up" else transfer.taker
                 room[end] = node.uplink if end[0] == "up" else node.downlink
-                users[end].add(transfer)
+                users[end][transfer] = None
         open_transfers = dict.fromkeys(active)
         while open_transfers:
             end = min((end for end in users if users[end]), key=lambda end: room[end] / len(users[end]))
@@ -222,7 +222,7 @@ class Crowd:
                 transfer.rate = rate
                 del open_transfers[transfer]
                 for other in (("up", transfer.giver.peer), ("down", transfer.taker.peer)):
-                    users[other].discard(transfer)
+                    users[other].pop(transfer, None)
                     room[other] -= rate
         self._generation += 1
         due = min((self._due(transfer) for transfer in active), default=None)
@@ -244,12 +244,14 @@ class Crowd:
         for transfer in arrived:
             queue = self._queues[transfer.giver.peer, transfer.taker.peer]
             queue.popleft()
-            while queue and not any(
-                queue[0].giver.engine.is_wanted(queue[0].give, cid) for cid in queue[0].give.cids
-            ):
+            while queue and not any(queue[0].giver.engine.is_wanted(queue[0].give, cid) for cid in queue[0].give.cids):
                 dropped = queue.popleft()
-                self.at(self.now, lambda dropped=dropped: self._do(  # type: ignore[misc]
-                    dropped.giver, dropped.giver.engine.given(dropped.give, self.now)))
+                self.at(
+                    self.now,
+                    lambda dropped=dropped: self._do(  # type: ignore[misc]
+                        dropped.giver, dropped.giver.engine.given(dropped.give, self.now)
+                    ),
+                )
         for transfer in released:
             transfer.released = True
         self._share()

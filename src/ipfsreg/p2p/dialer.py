@@ -74,8 +74,12 @@ class Dialed:
 class Dialer:
     """Dials peers. One for the swarm: its attempts share one limit."""
 
-    def __init__(self, secure: Secure, *, attempts: int, resolver: Resolver | None = None) -> None:
+    def __init__(
+        self, secure: Secure, *, attempts: int, resolver: Resolver | None = None, private: bool = False
+    ) -> None:
+        """*private*: in a private swarm, where a peer with another key may wait for ever for a word it understands."""
         self._secure = secure
+        self.silence = f"no handshake within {HANDSHAKE_S:.0f} s" + (": another swarm key?" if private else "")
         self._slots = trio.CapacityLimiter(attempts)
         self._resolver = resolver or Resolver()
         self.backoff = Backoff()
@@ -195,7 +199,7 @@ class _Race:
             with trio.fail_after(HANDSHAKE_S):
                 return await self._dialer._secure(stream, self._peer, str(target))
         except trio.TooSlowError:
-            raise PeerUnreachable(f"no handshake within {HANDSHAKE_S:.0f} s") from None
+            raise PeerUnreachable(self._dialer.silence) from None
         except BaseException:
             # Already closed, as promised; certain now, whatever was raised.
             stream.socket.close()

@@ -101,7 +101,7 @@ class Swarm:
         self._nursery = nursery
         self._peers: dict[PeerId, _Peer] = {}
         self._dials: dict[PeerId, _Dial] = {}
-        self._dialer = Dialer(self._secure_dialed, attempts=limits.dials, resolver=resolver)
+        self._dialer = Dialer(self._secure_dialed, attempts=limits.dials, resolver=resolver, private=psk is not None)
         self._doorstep = Doorstep(limits)
         self._protected: dict[PeerId, set[str]] = {}
         self._closing = False

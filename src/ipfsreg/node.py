@@ -22,7 +22,7 @@ from typing import Any
 import trio
 
 from ipfsreg import __version__
-from ipfsreg.bitswap.service import open_bitswap
+from ipfsreg.bitswap.service import Bitswap, open_bitswap
 from ipfsreg.bitswap.settings import BitswapSettings
 from ipfsreg.blockstore.interface import BlobStore
 from ipfsreg.blockstore.store import open_blobstore
@@ -60,6 +60,7 @@ class Node:
     host: Host
     redial: Redial
     blobs: BlobStore
+    bitswap: Bitswap
     replica: Replica
     registry: LocalRegistry
     started_at: float
@@ -105,6 +106,7 @@ class Node:
             },
             "repositories": repositories,
             "tags": tags,
+            "bitswap": self.bitswap.status(),
             "blobs": len(blobs),
             "bytes": sum(info.size for info in blobs),
         }
@@ -307,7 +309,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
                 ),
             )
         )
-        node = Node(config, host, redial, blobs, replica, registry, started_at)
+        node = Node(config, host, redial, blobs, bitswap, replica, registry, started_at)
         admin = make_admin({"/status": node.status})
         door = f"unix:{admin_socket_of(config)}"
         await stack.enter_async_context(open_server(admin, listen=[door], settings=ServerSettings(drain_s=1.0)))

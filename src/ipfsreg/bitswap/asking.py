@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from ipfsreg.bitswap.counters import Counters
 from ipfsreg.bitswap.messages import MAX_PRIORITY, Entry
 from ipfsreg.bitswap.recruiting import MAX_OFFENCES, FindProviders, Misbehaved, Recruiting
 from ipfsreg.bitswap.session import Goal, Session, salt_of
@@ -49,6 +50,11 @@ class Asking:
         self._crowded: dict[Session, None] = {}
         """Sessions that could ask for more but for the total."""
         self.events: list[AskEvent] = []
+
+    @property
+    def counters(self) -> Counters:
+        """What all sessions moved."""
+        return self._wanted.counters
 
     @property
     def news(self) -> dict[PeerId, None]:
@@ -275,6 +281,7 @@ class Asking:
             self._receive_unwanted(source, block, now)
         else:
             source.deliver()
+            self._wanted.counters.receive(len(block.data))
             sessions = tuple(goal.sessions)
             self._wanted.remember(block.cid, tuple(session.stats for session in sessions))
             freed = self._wanted.finish(goal, source, now)

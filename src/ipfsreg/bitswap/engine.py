@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ipfsreg.bitswap.asking import Asking, Received
+from ipfsreg.bitswap.counters import Counters
 from ipfsreg.bitswap.giving import Give, Giving
 from ipfsreg.bitswap.messages import Message
 from ipfsreg.bitswap.recruiting import FindProviders, Misbehaved
@@ -45,6 +46,11 @@ class Engine:
         """*own* is ourselves; *size_of* answers from our store's index; *draw* gives random numbers in [0, 1)."""
         self._asking = Asking(own, draw, settings)
         self._giving = Giving(size_of, settings)
+
+    @property
+    def counters(self) -> Counters:
+        """What was moved until now."""
+        return self._asking.counters
 
     # ---------------------------------------------------------------- peers
 

@@ -17,6 +17,7 @@ import os
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import asdict
 from functools import partial
 
 import trio
@@ -112,6 +113,10 @@ class Bitswap:
         self._sooner = trio.Event()
         self._sleeps_until = 0.0
         self.is_open = True
+
+    def status(self) -> dict[str, int]:
+        """What it does and has done, for the operator."""
+        return {"sessions": len(self._sessions), **asdict(self.engine.counters)}
 
     # ------------------------------------------------------------- fetching
 
@@ -275,6 +280,7 @@ class Bitswap:
                 if wanted:
                     payloads = [Payload(block.cid.prefix, block.data) for block in wanted]
                     await voice.say(Message(payloads=payloads), tries=2, sent=partial(self._took, give))
+                    self.engine.counters.send(len(wanted), sum(len(block.data) for block in wanted))
         except NetworkError as error:
             logger.debug("cannot give blocks to %s: %s", give.peer, error)
         except Exception:  # what goes wrong in answering one peer must not end the node

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ipfsreg.bitswap.counters import Counters
 from ipfsreg.bitswap.session import Goal, Session, SessionStats
 from ipfsreg.bitswap.source import Kind, Source
 from ipfsreg.ipld.block import Block
@@ -32,6 +33,7 @@ class Wanted:
         """Peers that have to be told something."""
         self.held = 0
         """Bytes delivered and not yet taken by readers."""
+        self.counters = Counters()
         self._draw = draw
         self._recent: dict[Cid, tuple[SessionStats, ...]] = {}
 
@@ -132,6 +134,7 @@ class Wanted:
 
     def count_duplicate(self, block: Block) -> bool:
         """Count *block* where it came once more; False if it was not wanted lately."""
+        self.counters.receive_again(len(block.data))
         known = self._recent.get(block.cid)
         for stats in known or ():
             stats.duplicate_blocks += 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import trio.testing
 
 from ipfsreg.bitswap.service import open_bitswap
 from ipfsreg.bitswap.settings import BitswapSettings
-from ipfsreg.blockstore.memory import MemoryBlobStore, MemoryBlockstore
-from ipfsreg.crdt.interface import Delete, Put
+from ipfsreg.blockstore.memory import MemoryBlobStore, MemoryBlockstore, MemoryPartial
+from ipfsreg.crdt.interface import Change, Delete, Put
 from ipfsreg.crdt.memory import MemoryNames
 from ipfsreg.database import open_database
 from ipfsreg.errors import (
@@ -24,15 +25,18 @@ from ipfsreg.errors import (
     ManifestBlobUnknown,
     ManifestUnknown,
     NameUnknown,
+    StoreFull,
     UploadInvalid,
     UploadUnknown,
 )
+from ipfsreg.ipld.builder import build
+from ipfsreg.ipld.cid import RAW, Cid
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName, parse_repository, parse_tag
 from ipfsreg.p2p.interface import PeerInfo
 from ipfsreg.registry import catalog
-from ipfsreg.registry.catalog import LinkRecord, MoveRecord
-from ipfsreg.registry.interface import BlobStat, ManifestPushed, Registry
+from ipfsreg.registry.catalog import LinkRecord, ManifestRecord, MoveRecord
+from ipfsreg.registry.interface import BlobStat, FileRange, ManifestPushed, Piece, Registry
 from ipfsreg.registry.service import LocalRegistry, RegistrySettings, open_registry
 from ipfsreg.testing.content import pattern
 from ipfsreg.testing.network import MemoryEndpoint, MemorySwarm
@@ -73,10 +77,16 @@ class Site:
 
 @asynccontextmanager
 async def open_site(
-    swarm: MemorySwarm, name: str, directory: Path, *, give_up_s: float = 5.0, finish_without_client: bool = True
+    swarm: MemorySwarm,
+    name: str,
+    directory: Path,
+    make_blobs: type[MemoryBlobStore] = MemoryBlobStore,
+    *,
+    give_up_s: float = 5.0,
+    finish_without_client: bool = True,
 ) -> AsyncIterator[Site]:
     store = MemoryBlockstore()
-    blobs, names, endpoint = MemoryBlobStore(store), MemoryNames(), swarm.endpoint(name)
+    blobs, names, endpoint = make_blobs(store), MemoryNames(), swarm.endpoint(name)
     settings = RegistrySettings(give_up_s=give_up_s, finish_without_client=finish_without_client)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(directory / f"{name}.db"))
@@ -100,6 +110,12 @@ async def open_site(
 async def alice(tmp_path: Path) -> AsyncIterator[Site]:
     async with open_site(MemorySwarm(), "alice", tmp_path) as site:
         yield site
+
+
+def content_of(piece: Piece) -> bytes:
+    if isinstance(piece, FileRange):
+        return os.pread(piece.descriptor, len(piece), piece.start)
+    return bytes(piece)
 
 
 async def push_blob(registry: Registry, repository: RepositoryName, data: bytes) -> BlobStat:
@@ -137,7 +153,7 @@ async def push_image(
 
 async def read(registry: Registry, repository: RepositoryName, digest: Digest, start: int = 0, end: int = -1) -> bytes:
     async with await registry.open_blob(repository, digest) as blob:
-        pieces = [bytes(piece) async for piece in blob.stream(start, blob.stat.size if end < 0 else end)]
+        pieces = [content_of(piece) async for piece in blob.stream(start, blob.stat.size if end < 0 else end)]
         return b"".join(pieces)
 
 
@@ -324,6 +340,56 @@ async def test_a_record_of_a_peer_that_cannot_be_read_counts_as_absent(alice: Si
     assert await alice.registry.referrers(APP, Digest.of(b"")) == []
 
 
+async def test_a_record_whose_media_type_would_split_a_header_counts_as_absent(alice: Site) -> None:
+    digest = Digest.of(b"{}")
+    record = ManifestRecord("text/plain\r\nSet-Cookie: a=b", 2, Cid.from_sha256(RAW, digest.raw))
+    alice.names.receive([Put(catalog.manifest_key(APP, digest), record.encode(digest))])
+    with pytest.raises(ManifestUnknown):
+        await alice.registry.stat_manifest(APP, digest)
+
+
+@pytest.mark.parametrize("size", [-1, (1 << 40) + 1, 1 << 200])
+async def test_a_link_that_claims_an_absurd_size_counts_as_absent(alice: Site, size: int) -> None:
+    digest = Digest.of(b"x")
+    alice.names.receive([Put(catalog.link_key(APP, digest), LinkRecord(size, build(BIG).root).encode(digest))])
+    with pytest.raises(BlobUnknown):
+        await alice.registry.stat_blob(APP, digest)
+
+
+async def test_two_pushes_of_one_tag_at_once_both_count_and_one_wins(alice: Site) -> None:
+    config = b"{}"
+    await push_blob(alice.registry, APP, config)
+    documents = [manifest_of(config, annotations={"n": str(number)}) for number in range(20)]
+    async with trio.open_nursery() as nursery:
+        for document in documents:
+            nursery.start_soon(alice.registry.put_manifest, APP, LATEST, IMAGE, document)
+    digests = {Digest.of(document) for document in documents}
+    moves = [MoveRecord.decode(value).to for _, value in alice.names.scan(catalog.history_prefix(APP, LATEST))]
+    assert len(moves) == len(digests)
+    assert set(moves) == digests
+    assert (await alice.registry.stat_manifest(APP, LATEST)).digest in digests
+    for digest in digests:
+        assert (await alice.registry.stat_manifest(APP, digest)).digest == digest
+
+
+async def test_a_manifest_may_name_more_blobs_than_one_delta_takes(
+    alice: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ipfsreg.registry.manifests.MAX_LINKS_PER_DELTA", 10)
+    sizes: list[int] = []
+
+    class Counting(MemoryNames):
+        async def commit(self, changes: Sequence[Change]) -> tuple[Cid, ...]:
+            sizes.append(len(changes))
+            return await super().commit(changes)
+
+    alice.names.__class__ = Counting
+    layers = [number.to_bytes(4, "big") for number in range(25)]
+    await push_image(alice.registry, OTHER, "latest", *layers)
+    assert len(alice.names.scan(f"/r/{OTHER}/_l/")) == len(layers) + 1
+    assert sizes == [10, 10, 6 + len(["manifest", "tag", "history"])]
+
+
 # ----------------------------------------------------------------------------------------- uploads
 
 
@@ -441,7 +507,7 @@ async def test_a_pull_goes_on_from_what_came_before_the_holder_left(tmp_path: Pa
         async def pull() -> None:
             async with await bob.registry.open_blob(APP, Digest.of(BIG)) as blob:
                 async for piece in blob.stream(0, len(BIG)):
-                    got.extend(piece)
+                    got.extend(content_of(piece))
                     swarm.cut(alice.endpoint, bob.endpoint)
 
         with pytest.raises(ContentUnavailable):
@@ -468,12 +534,82 @@ async def test_a_root_that_is_not_the_blob_never_ends_as_if_it_were(tmp_path: Pa
         async def pull() -> None:
             async with await bob.registry.open_blob(APP, digest) as blob:
                 async for piece in blob.stream(0, len(BIG)):
-                    got.extend(piece)
+                    got.extend(content_of(piece))
 
         with pytest.raises(DigestMismatch):
             await pull()
         assert len(got) < len(BIG)
         assert bob.blobs.stat(digest) is None
+
+
+@pytest.mark.parametrize("size", [len(BIG) - 1, len(BIG) + 1, 1 << 40])
+async def test_a_link_of_the_wrong_size_is_an_error_of_the_network_and_not_of_the_client(
+    tmp_path: Path, size: int
+) -> None:
+    swarm = MemorySwarm()
+    async with open_site(swarm, "alice", tmp_path) as alice, open_site(swarm, "bob", tmp_path) as bob:
+        await push_image(alice.registry, APP, "latest", BIG)
+        root = (await alice.registry.stat_blob(APP, Digest.of(BIG))).root
+        await bob.endpoint.connect(_info(alice))
+        digest = Digest.of(BIG)
+        bob.names.receive([Put(catalog.link_key(APP, digest), LinkRecord(size, root).encode(digest))])
+        with pytest.raises((ContentUnavailable, StoreFull)):
+            await read(bob.registry, APP, digest)
+        assert bob.blobs.stat(digest) is None
+
+
+async def test_a_lie_of_one_repository_does_not_spoil_the_blob_for_another(tmp_path: Path) -> None:
+    swarm = MemorySwarm()
+    async with open_site(swarm, "alice", tmp_path) as alice, open_site(swarm, "bob", tmp_path) as bob:
+        await push_image(alice.registry, APP, "latest", BIG)
+        root = (await push_blob(alice.registry, APP, bytes(len(BIG)))).root
+        await bob.endpoint.connect(_info(alice))
+        swarm.delay(alice.endpoint, bob.endpoint, 0.05)
+        bob.learn(alice)
+        digest = Digest.of(BIG)
+        bob.names.receive([Put(catalog.link_key(OTHER, digest), LinkRecord(len(BIG), root).encode(digest))])
+
+        async def pull_lie() -> None:
+            with pytest.raises((DigestMismatch, ContentUnavailable)):
+                await read(bob.registry, OTHER, digest)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pull_lie)
+            await trio.testing.wait_all_tasks_blocked()
+            assert await read(bob.registry, APP, digest) == BIG
+        assert await read(bob.registry, OTHER, digest) == BIG
+
+
+async def test_who_comes_while_a_fetch_is_being_stopped_gets_a_new_one(tmp_path: Path) -> None:
+    swarm = MemorySwarm()
+    async with (
+        open_site(swarm, "alice", tmp_path) as alice,
+        open_site(swarm, "bob", tmp_path, finish_without_client=False) as bob,
+    ):
+        await push_image(alice.registry, APP, "latest", BIG)
+        await bob.endpoint.connect(_info(alice))
+        swarm.delay(alice.endpoint, bob.endpoint, 0.01)
+        bob.learn(alice)
+        async with await bob.registry.open_blob(APP, Digest.of(BIG)):
+            pass
+        assert await read(bob.registry, APP, Digest.of(BIG)) == BIG
+
+
+async def test_a_failure_nobody_thought_of_ends_the_fetch_and_not_the_node(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(MemoryBlobStore):
+        async def open_partial(self, digest: Digest, size: int, root: Cid) -> MemoryPartial:
+            raise RuntimeError("not thought of")
+
+    swarm = MemorySwarm()
+    async with open_site(swarm, "alice", tmp_path) as alice, open_site(swarm, "bob", tmp_path, Failing) as bob:
+        await push_image(alice.registry, APP, "latest", BIG)
+        bob.learn(alice)
+        with pytest.raises(ContentUnavailable, match="internal error"):
+            await read(bob.registry, APP, Digest.of(BIG))
+        assert "not thought of" in caplog.text
+        await push_image(bob.registry, APP, "still-alive", b"layer")
 
 
 @pytest.mark.parametrize("finish", [True, False])

@@ -175,6 +175,12 @@ class PartialBlob(Protocol):
     async def read(self, start: int, end: int) -> bytes:
         """Bytes [start, end), all of them here already."""
 
+    def open_file(self) -> int | None:
+        """A descriptor of the file the bytes come into, each at its place, the caller's to close; None: there is none.
+
+        It stays good when the blob is published or thrown away. Raises StoreError.
+        """
+
     async def complete(self) -> BlobInfo:
         """With nothing wanted any more: check the OCI digest and publish the blob, durably. May be called again.
 

@@ -216,6 +216,9 @@ class MemoryPartial:
         assert self.has_range(start, end)
         return bytes(self._data[start:end])
 
+    def open_file(self) -> int | None:
+        return None
+
     async def complete(self) -> BlobInfo:
         await trio.lowlevel.checkpoint()
         if self._done is not None:

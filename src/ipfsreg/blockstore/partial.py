@@ -246,6 +246,12 @@ class DiskPartial:
             raise StoreDamaged(f"the file of {self.digest} has become shorter")
         return data
 
+    def open_file(self) -> int | None:
+        try:
+            return os.dup(self._file)
+        except OSError as error:
+            raise named(error) from error
+
     def find(self, multihash: bytes) -> Leaf | Block | None:
         """A block of the DAG that is here: where its content lies, or itself."""
         return self._outline.leaves.get(multihash) or self._outline.nodes.get(multihash)

@@ -30,6 +30,7 @@ from ipfsreg.http.body import ChunkedBody, FixedBody
 from ipfsreg.http.head import Head, HeadParser
 from ipfsreg.http.request import ClientGone, ClientSilent, Request, RequestRefused
 from ipfsreg.http.responses import FileBody, Response, StreamBody, encode_head
+from ipfsreg.registry.interface import FileRange, Piece
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("ipfsreg.http.access")
@@ -328,7 +329,7 @@ class Connection:
                     await self._send(head + _read_small(descriptor, body))
                 else:
                     await self._send(head, more=True)
-                    await self._send_file(descriptor, body)
+                    await self._send_file(descriptor, body.start, body.end)
             finally:
                 os.close(descriptor)
         elif isinstance(body, StreamBody) and not is_head:
@@ -380,7 +381,11 @@ class Connection:
                     left -= len(piece)
                     if left < 0:
                         break
-                    await self._send(piece)
+                    if isinstance(piece, FileRange):
+                        await self._send_file(piece.descriptor, piece.start, piece.end)
+                    else:
+                        await self._send(piece)
+                    del piece  # not to be held while the next one is made
         except ClientGone:
             raise
         except Exception as error:  # Whatever stopped the source, too little was sent: the client has to see that.
@@ -390,15 +395,15 @@ class Connection:
             logger.error("response to %s broken off: its source gave another length than announced", self._peer)
             raise ClientGone("the response could not be completed")
 
-    async def _send_file(self, descriptor: int, body: FileBody) -> None:
+    async def _send_file(self, descriptor: int, start: int, end: int) -> None:
         """Raises ClientGone, also where the file turns out shorter than announced."""
-        position, advised = body.start, body.start
-        while position < body.end:
+        position, advised = start, start
+        while position < end:
             if position >= advised:
                 # Read ahead in the background: sendfile itself would wait for the disk, and the daemon with it.
                 os.posix_fadvise(descriptor, position, 2 * _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
                 advised = position + _READ_AHEAD_BYTES
-            count = min(body.end - position, _SENDFILE_BYTES)
+            count = min(end - position, _SENDFILE_BYTES)
             try:
                 sent = os.sendfile(self._descriptor, descriptor, position, count)
             except BlockingIOError:
@@ -407,7 +412,7 @@ class Connection:
             except OSError as error:
                 raise ClientGone(f"connection lost: {error}") from None
             if not sent:
-                logger.error("response to %s broken off: %s is shorter than announced", self._peer, body.path)
+                logger.error("response to %s broken off: its file is shorter than announced", self._peer)
                 raise ClientGone("the response could not be completed")
             position += sent
             self._sent += sent
@@ -445,7 +450,7 @@ class Connection:
 
 
 @asynccontextmanager
-async def _closing(pieces: AsyncIterator[bytes | memoryview]) -> AsyncIterator[None]:
+async def _closing(pieces: AsyncIterator[Piece]) -> AsyncIterator[None]:
     """Generators left before their end have to be closed in their own task."""
     try:
         yield

@@ -9,7 +9,8 @@ from urllib.parse import quote, urlencode
 from ipfsreg.http.paths import ListReferrers, ListRepositories, ListTags
 from ipfsreg.http.request import Request
 from ipfsreg.http.responses import Header, Response
-from ipfsreg.registry.interface import Descriptor, Page, Registry
+from ipfsreg.oci.manifest import Descriptor
+from ipfsreg.registry.interface import Page, Registry
 
 _INDEX = "application/vnd.oci.image.index.v1+json"
 _JSON: Header = ("Content-Type", "application/json")

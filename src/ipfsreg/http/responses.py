@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
+from ipfsreg.registry.interface import Piece
+
 Header = tuple[str, str]
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
@@ -27,7 +29,7 @@ class StreamBody:
     nobody takes what was sent for the whole."""
 
     length: int
-    pieces: AsyncIterator[bytes | memoryview]
+    pieces: AsyncIterator[Piece]
 
 
 @dataclass(frozen=True, slots=True)

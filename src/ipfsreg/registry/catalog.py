@@ -10,6 +10,8 @@ Keys are go-datastore paths. A repository's own keys begin with `_`, which no co
     /r/<repository>/_h/<tag>/<microseconds>-<peer>  MoveRecord: the tag was moved, by whom and from what
 
 Values are CBOR maps with one-letter keys and a version `v`; unknown keys are kept out of the way of later versions.
+Nothing in them is tagged, and nothing nested deeper than a map in the record: what CBOR can say beyond that (values
+shared among others, which unfold without end, and numbers of any size) is refused unread.
 Manifest, link and referrer records hold nothing of when or by whom, so equal pushes on two nodes write equal bytes.
 The time in a history key has sixteen hex digits, so that byte order is order in time.
 
@@ -19,15 +21,17 @@ one repository must not be able to claim for another's (docs/decisions/0045-name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import cbor2
 
-from ipfsreg.errors import DigestInvalid, MalformedData
+from ipfsreg.errors import DigestInvalid, MalformedData, ManifestInvalid
 from ipfsreg.ipld.cid import RAW, Cid
 from ipfsreg.oci.digest import Digest
+from ipfsreg.oci.manifest import MAX_MANIFEST_BYTES
+from ipfsreg.oci.media_types import parse_media_type
 from ipfsreg.oci.names import RepositoryName, Tag
 from ipfsreg.peer_id import PeerId
 
@@ -37,6 +41,12 @@ ONE_LEAF_BYTES = 1024 * 1024
 
 MAX_RECORD_BYTES = 64 * 1024
 """Larger records are not read: nothing we write comes near, annotations of referrers are cut to fit."""
+
+MAX_BLOB_BYTES = 1 << 40
+"""A record that claims more is not read. What a DAG may claim beside: `blockstore.outline`."""
+
+MAX_NESTING = 3
+"""Levels of CBOR containers, the record being the first. Ours have two; the third is for later versions."""
 
 ROOT = "/r/"
 
@@ -104,16 +114,37 @@ def end_of_repository(name: str) -> str:
     return f"{ROOT}{name}/_\x7f"
 
 
+class _NoTags(Mapping[int, Any]):
+    """The decoder of any CBOR tag whatever: none. Naming those the library knows would miss those it learns."""
+
+    def __getitem__(self, tag: int) -> Any:
+        return self._refuse
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+    def _refuse(self, decoder: object) -> NoReturn:
+        raise ValueError("a tag")
+
+
 def _load(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_RECORD_BYTES:
         raise MalformedData(f"record of {len(data)} bytes")
     try:
-        value = cbor2.loads(data)
+        value = cbor2.loads(
+            data, semantic_decoders=_NO_TAGS, max_depth=MAX_NESTING, allow_indefinite=False, allow_duplicate_keys=False
+        )
     except (cbor2.CBORDecodeError, ValueError, RecursionError) as error:
         raise MalformedData(f"record is not CBOR: {error}") from None
     if not isinstance(value, dict) or not isinstance(value.get("v"), int) or value["v"] < 1:
         raise MalformedData("record without a version")
     return value
+
+
+_NO_TAGS = _NoTags()
 
 
 def _dump(fields: Mapping[str, Any]) -> bytes:
@@ -141,10 +172,10 @@ def _load_optional_digest(value: object) -> Digest | None:
     return None if value is None else _load_digest(value)
 
 
-def _load_size(value: object) -> int:
-    if isinstance(value, int) and 0 <= value < 1 << 50:
+def _load_size(value: object, most: int) -> int:
+    if isinstance(value, int) and 0 <= value <= most:
         return value
-    raise MalformedData(f"size {value!r}")
+    raise MalformedData(f"size {value!r}"[:100])
 
 
 def _load_time(value: object) -> int:
@@ -157,6 +188,14 @@ def _load_text(value: object) -> str:
     if isinstance(value, str):
         return value
     raise MalformedData(f"{value!r} where text belongs")
+
+
+def _load_media_type(value: object) -> str:
+    """It is sent in a header: what is no media type could be anything there."""
+    try:
+        return parse_media_type(_load_text(value))
+    except ManifestInvalid as error:
+        raise MalformedData(str(error)) from None
 
 
 def _load_root(digest: Digest, size: int, root: object) -> Cid:
@@ -248,7 +287,7 @@ class LinkRecord:
     def decode(cls, digest: Digest, data: bytes) -> LinkRecord:
         """Raises MalformedData."""
         record = _load(data)
-        size = _load_size(record.get("s"))
+        size = _load_size(record.get("s"), MAX_BLOB_BYTES)
         return cls(size, _load_root(digest, size, record.get("r")))
 
 
@@ -277,9 +316,9 @@ class ManifestRecord:
     def decode(cls, digest: Digest, data: bytes) -> ManifestRecord:
         """Raises MalformedData."""
         record = _load(data)
-        size = _load_size(record.get("s"))
+        size = _load_size(record.get("s"), MAX_MANIFEST_BYTES)
         return cls(
-            _load_text(record.get("t")),
+            _load_media_type(record.get("t")),
             size,
             _load_root(digest, size, record.get("r")),
             _load_optional_digest(record.get("u")),
@@ -310,8 +349,8 @@ class ReferrerRecord:
         if not isinstance(annotations, dict):
             raise MalformedData("annotations that are not a map")
         return cls(
-            _load_text(record.get("t")),
-            _load_size(record.get("s")),
+            _load_media_type(record.get("t")),
+            _load_size(record.get("s"), MAX_MANIFEST_BYTES),
             None if artifact_type is None else _load_text(artifact_type),
             {_load_text(name): _load_text(value) for name, value in annotations.items()},
         )

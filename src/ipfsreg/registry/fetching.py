@@ -9,20 +9,22 @@ the root was true.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import trio
 
-from ipfsreg.bitswap.service import Arrival, Bitswap, BlockSession
+from ipfsreg.bitswap.blocksession import Arrival, BlockSession
+from ipfsreg.bitswap.service import Bitswap
 from ipfsreg.blockstore.interface import BlobStore, PartialBlob
-from ipfsreg.errors import BlockNotFound, ContentUnavailable, DigestMismatch, IpfsregError
+from ipfsreg.errors import BlockNotFound, ContentUnavailable, DigestMismatch, IpfsregError, LimitReached
 from ipfsreg.ipld.cid import DAG_PB, Cid
 from ipfsreg.oci.digest import Digest
 from ipfsreg.registry.catalog import LinkRecord
-from ipfsreg.registry.interface import BlobStat
-from ipfsreg.registry.opened import LocalBlob
+from ipfsreg.registry.interface import BlobContent, BlobStat, FileRange, Piece
+from ipfsreg.registry.local import LocalBlob, LocalBlobs
 from ipfsreg.registry.providing import Providing
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,9 @@ READ_AHEAD_BYTES = 2 * 1024 * 1024
 Little, because nodes that pull the same image at once all ask the first holder for the same pieces here.
 """
 
+MAX_FETCHES = 256
+"""Blobs on their way at a time: each has an open file and a wanted list at many peers."""
+
 WRITES_AT_ONCE = 4
 """Blocks on their way to the disk while further ones come in."""
 
@@ -43,42 +48,71 @@ WRITES_AT_ONCE = 4
 class Fetch:
     """One blob on its way."""
 
-    def __init__(self, digest: Digest, link: LinkRecord, partial: PartialBlob, blobs: BlobStore) -> None:
+    def __init__(self, digest: Digest, link: LinkRecord, blobs: BlobStore) -> None:
         self.stat = BlobStat(digest, link.size, link.root)
-        self.scope = trio.CancelScope()
         self.readers = 0
-        self._partial = partial
         self._blobs = blobs
+        self._partial: PartialBlob | None = None
         self._session: BlockSession | None = None
         self._requested: set[Cid] = set()
         self._written = trio.Event()
         self._waiting: dict[object, tuple[int, int]] = {}
+        self._scope = trio.CancelScope()
         self._error: IpfsregError | None = None
         self._begun = trio.Event()
         self._ended = trio.Event()
 
     async def run(self, bitswap: Bitswap, give_up_s: float) -> None:
         """Fetch until the blob is whole, or cannot be had. What has come is kept for the next attempt."""
-        with self.scope:
+        with self._scope:
             try:
+                # May hash what lies on disk from an earlier attempt, a second for each GiB.
+                self._partial = await self._blobs.open_partial(self.stat.digest, self.stat.size, self.stat.root)
                 await self._fetch(bitswap, give_up_s)
-            except BlockNotFound as error:
-                self._error = ContentUnavailable(f"blob {self.stat.digest} is with no peer in reach now: {error}")
-            except IpfsregError as error:
-                self._error = error
             except BaseExceptionGroup as group:
-                # Writers run in a nursery, which wraps what they raise.
-                self._error = _failure_in(group)
-        if self._error is None and not self.scope.cancelled_caught:
-            logger.info("blob %s is here, %d bytes", self.stat.digest, self.stat.size)
-        elif self.scope.cancelled_caught:
+                # Writers run in a nursery, which wraps what they raise. What is left may be our own cancellation.
+                failures, rest = group.split(Exception)
+                if failures is not None:
+                    self._error = self._explain(failures)
+                if rest is not None:
+                    raise rest from None
+            except Exception as error:  # One fetch's failure, also one we did not think of, must not end the node.
+                self._error = self._explain(error)
+        if self._error is None and self._scope.cancelled_caught:
             self._error = ContentUnavailable(f"the fetch of {self.stat.digest} was stopped")
-        if self._error is not None:
+        if self._error is None:
+            logger.info("blob %s is here, %d bytes", self.stat.digest, self.stat.size)
+        else:
             logger.info("blob %s did not arrive: %s", self.stat.digest, self._error)
-            with trio.CancelScope(shield=True):
-                await self._partial.abandon()
+            if self._partial is not None:
+                with trio.CancelScope(shield=True):
+                    await self._partial.abandon()
         self._begun.set()
         self._ended.set()
+
+    def _explain(self, failure: BaseException) -> IpfsregError:
+        while isinstance(failure, BaseExceptionGroup):
+            failure = failure.exceptions[0]
+        if isinstance(failure, BlockNotFound):
+            return ContentUnavailable(f"blob {self.stat.digest} is with no peer in reach now: {failure}")
+        if isinstance(failure, IpfsregError):
+            return failure
+        logger.error("the fetch of %s failed", self.stat.digest, exc_info=failure)
+        return ContentUnavailable(f"blob {self.stat.digest} could not be fetched: internal error")
+
+    def stop(self) -> None:
+        """End it; what has come is kept."""
+        self._scope.cancel()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to end."""
+        return self._scope.cancel_called
+
+    @property
+    def _arriving(self) -> PartialBlob:
+        assert self._partial is not None
+        return self._partial
 
     async def _fetch(self, bitswap: Bitswap, give_up_s: float) -> None:
         with bitswap.session(self.stat.root) as session:
@@ -86,7 +120,7 @@ class Fetch:
             try:
                 async with trio.open_nursery() as nursery:
                     await self._take_blocks(session, nursery, give_up_s)
-                await self._partial.complete()
+                await self._arriving.complete()
             except DigestMismatch as error:
                 givers = ", ".join(f"{peer} ({count} bytes)" for peer, count in session.stats.by_peer.items())
                 logger.warning("root %s is not blob %s: %s; from %s", self.stat.root, self.stat.digest, error, givers)
@@ -110,10 +144,12 @@ class Fetch:
 
     async def _write(self, arrival: Arrival, slots: trio.Semaphore) -> None:
         try:
-            await self._partial.put(arrival.block)
+            await self._arriving.put(arrival.block)
         finally:
             slots.release()
-        self._begun.set()
+        if arrival.peer is not None:
+            # Somebody gives it. What was here already does not mean that the rest can be had.
+            self._begun.set()
         if arrival.block.cid.codec == DAG_PB:
             # An inner node: now we know more of what is missing, and what readers wait for.
             self._want()
@@ -124,7 +160,7 @@ class Fetch:
         """Ask for what has become known of the DAG: first, and in order, what readers wait for."""
         assert self._session is not None
         urgent = self._urgent()
-        for part in (urgent, self._partial.wanted()):
+        for part in (urgent, self._arriving.wanted()):
             new = [cid for cid in part if cid not in self._requested]
             self._requested.update(new)
             self._session.want(new)
@@ -143,35 +179,49 @@ class Fetch:
         if self._error is not None:
             raise self._error
 
+    async def wait_over(self) -> None:
+        """Return when it has ended, however."""
+        await self._ended.wait()
+
     async def wait_ended(self) -> None:
         """Return when the blob is whole and its digest was checked. Raises what ended the fetch instead."""
         await self._ended.wait()
         if self._error is not None:
             raise self._error
 
-    async def stream(self, start: int, end: int) -> AsyncIterator[bytes | memoryview]:
+    async def stream(self, start: int, end: int) -> AsyncIterator[Piece]:
         """Yield [start, end) as it arrives."""
-        while start < end:
-            stop = min(end, (start // PIECE_BYTES + 1) * PIECE_BYTES)
-            if stop == self.stat.size:
-                with self._waiting_for(start, stop):
-                    await self.wait_ended()
-            else:
-                await self._wait_range(start, stop)
-            if self.is_whole:
-                async for piece in LocalBlob(self._blobs.open(self.stat.digest)).stream(start, end):
-                    yield piece
-                return
-            yield await self._partial.read(start, stop)
-            start = stop
+        descriptor = self._arriving.open_file()
+        try:
+            while start < end:
+                stop = min(end, (start // PIECE_BYTES + 1) * PIECE_BYTES)
+                if stop == self.stat.size:
+                    with self._waiting_for(start, stop):
+                        await self.wait_ended()
+                else:
+                    await self._wait_range(start, stop)
+                if descriptor is not None:
+                    # The same file, whatever becomes of its name.
+                    stop = end if self.is_whole else stop
+                    yield FileRange(descriptor, start, stop)
+                elif self.is_whole:
+                    async for piece in LocalBlob(self._blobs.open(self.stat.digest)).stream(start, end):
+                        yield piece
+                    return
+                else:
+                    yield await self._arriving.read(start, stop)
+                start = stop
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
 
     async def _wait_range(self, start: int, stop: int) -> None:
-        if self._partial.has_range(start, stop) or self._ended.is_set():
+        if self._arriving.has_range(start, stop) or self._ended.is_set():
             await trio.lowlevel.checkpoint()
         else:
             with self._waiting_for(start, stop):
                 try:
-                    await self._partial.wait_range(start, stop)
+                    await self._arriving.wait_range(start, stop)
                 except BlockNotFound as error:
                     raise self._error or ContentUnavailable(str(error)) from error
         if self._error is not None:
@@ -190,6 +240,8 @@ class Fetch:
 
     def _urgent(self) -> list[Cid]:
         """What readers wait for, and a little more. A reader that has not said where it reads begins at the start."""
+        if self._partial is None:
+            return []
         places = list(self._waiting.values())
         if len(places) < self.readers:
             places.append((0, min(self.stat.size, PIECE_BYTES)))
@@ -198,20 +250,6 @@ class Fetch:
             end = min(self.stat.size, stop + READ_AHEAD_BYTES)
             urgent.update(dict.fromkeys(self._partial.wanted(start, end)))
         return list(urgent)
-
-
-def _failure_in(group: BaseExceptionGroup[BaseException]) -> IpfsregError:
-    """The failure of ours in *group*; anything else in it goes on as it is."""
-    ours, rest = group.split(IpfsregError)
-    if ours is None or rest is not None:
-        raise group
-    first: BaseException = ours
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    assert isinstance(first, IpfsregError)
-    if isinstance(first, BlockNotFound):
-        return ContentUnavailable(str(first))
-    return first
 
 
 class FetchedBlob:
@@ -227,7 +265,7 @@ class FetchedBlob:
     def stat(self) -> BlobStat:
         return self._fetch.stat
 
-    def stream(self, start: int, end: int) -> AsyncIterator[bytes | memoryview]:
+    def stream(self, start: int, end: int) -> AsyncIterator[Piece]:
         return self._fetch.stream(start, end)
 
     async def __aenter__(self) -> FetchedBlob:
@@ -244,6 +282,7 @@ class Fetches:
         self,
         nursery: trio.Nursery,
         blobs: BlobStore,
+        local: LocalBlobs,
         bitswap: Bitswap,
         providing: Providing,
         give_up_s: float,
@@ -251,58 +290,80 @@ class Fetches:
     ) -> None:
         self._nursery = nursery
         self._blobs = blobs
+        self._local = local
         self._bitswap = bitswap
         self._providing = providing
         self._give_up_s = give_up_s
         self._finish_without_client = finish_without_client
         self._running: dict[Digest, Fetch] = {}
-        self._opening = trio.Lock()
 
-    async def open(self, digest: Digest, link: LinkRecord) -> FetchedBlob | LocalBlob:
-        """Join the fetch of a blob, or begin it; return when its first block is here.
+    async def open(self, digest: Digest, link: LinkRecord) -> BlobContent:
+        """Join the fetch of a blob, or begin it; return when a peer has given its first block.
 
         Raises:
-            ContentUnavailable: no peer gave a block in time.
-            StoreFull.
+            ContentUnavailable: no peer gave a block in time, or what they have under this root is not the blob.
+            LimitReached: too many blobs are on their way.
+            StoreFull, StoreError.
         """
         fetch = await self._join(digest, link)
         if fetch is None:
-            return LocalBlob(self._blobs.open(digest))
+            return await self._open_local(digest)
         try:
             await fetch.wait_begun()
+        except DigestMismatch as error:
+            self.leave(fetch)
+            raise ContentUnavailable(str(error)) from error  # The client asked for the right thing.
         except BaseException:  # also when cancelled: this reader is gone, whatever the reason
             self.leave(fetch)
             raise
         return FetchedBlob(fetch, self)
 
+    async def _open_local(self, digest: Digest) -> BlobContent:
+        blob = await self._local.open(digest)
+        if blob is None:
+            raise ContentUnavailable(f"blob {digest} was damaged here just now; try again")
+        return blob
+
     async def fetch_whole(self, digest: Digest, link: LinkRecord) -> None:
-        """Return when the blob is here and durable. Raises as `open`, or DigestMismatch."""
+        """Return when the blob is here and durable. Raises as `open`."""
         fetch = await self._join(digest, link)
         if fetch is None:
             return
         try:
             await fetch.wait_ended()
+        except DigestMismatch as error:
+            raise ContentUnavailable(str(error)) from error
         finally:
             self.leave(fetch)
 
     async def _join(self, digest: Digest, link: LinkRecord) -> Fetch | None:
         """The fetch of *digest* with one more reader, or None when the blob is here meanwhile."""
-        # One at a time: opening a partial blob may hash what lies on disk, and two callers must get one fetch.
-        async with self._opening:
-            if self._blobs.stat(digest) is not None:
-                return None
-            fetch = self._running.get(digest)
-            if fetch is None:
-                fetch = Fetch(digest, link, await self._blobs.open_partial(digest, link.size, link.root), self._blobs)
-                self._running[digest] = fetch
-                self._nursery.start_soon(self._run, fetch)
-            fetch.readers += 1
-            return fetch
+        with trio.move_on_after(self._give_up_s):
+            while self._blobs.stat(digest) is None:
+                fetch = self._running.get(digest)
+                if fetch is None:
+                    fetch = self._begin(digest, link)
+                elif fetch.is_stopping or (fetch.stat.size, fetch.stat.root) != (link.size, link.root):
+                    # By another repository's root. One of the two may be a lie, so it is not shared.
+                    await fetch.wait_over()
+                    continue
+                fetch.readers += 1
+                return fetch
+            return None
+        raise ContentUnavailable(f"blob {digest} is being fetched by another root now; try again")
+
+    def _begin(self, digest: Digest, link: LinkRecord) -> Fetch:
+        if len(self._running) >= MAX_FETCHES:
+            raise LimitReached(f"{MAX_FETCHES} blobs are on their way to this node already; try again")
+        fetch = self._running[digest] = Fetch(digest, link, self._blobs)
+        self._nursery.start_soon(self._run, fetch)
+        return fetch
 
     async def _run(self, fetch: Fetch) -> None:
         try:
             await fetch.run(self._bitswap, self._give_up_s)
             if fetch.is_whole:
+                self._local.hashed(fetch.stat.digest)
                 self._providing.add(fetch.stat.root)
         finally:
             del self._running[fetch.stat.digest]
@@ -311,4 +372,4 @@ class Fetches:
         """One reader less; by policy the last one ends the fetch."""
         fetch.readers -= 1
         if not fetch.readers and not self._finish_without_client:
-            fetch.scope.cancel()
+            fetch.stop()

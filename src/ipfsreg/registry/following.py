@@ -12,9 +12,8 @@ import trio
 
 from ipfsreg.blockstore.interface import BlobStore
 from ipfsreg.crdt.interface import Names
-from ipfsreg.errors import DigestInvalid, IpfsregError, MalformedData
+from ipfsreg.errors import DigestInvalid, IpfsregError, MalformedData, StoreError
 from ipfsreg.oci.digest import Digest
-from ipfsreg.oci.manifest import MAX_MANIFEST_BYTES
 from ipfsreg.registry import catalog
 from ipfsreg.registry.catalog import LinkRecord, ManifestRecord
 from ipfsreg.registry.fetching import Fetches
@@ -31,10 +30,18 @@ async def follow_manifests(names: Names, blobs: BlobStore, fetches: Fetches) -> 
     async with trio.open_nursery() as nursery, names.changes([catalog.ROOT]) as changes:
         async for change in changes:
             wanted = _wanted(change.key, change.new)
-            if wanted is None or blobs.stat(wanted[0]) is not None:
+            if wanted is None or _is_here(blobs, wanted[0]):
                 continue
             await slots.acquire()
             nursery.start_soon(_fetch, fetches, *wanted, slots)
+
+
+def _is_here(blobs: BlobStore, digest: Digest) -> bool:
+    try:
+        return blobs.stat(digest) is not None
+    except StoreError as error:
+        logger.warning("whether manifest %s is here cannot be told: %s", digest, error)
+        return True
 
 
 def _wanted(key: str, value: bytes | None) -> tuple[Digest, LinkRecord] | None:
@@ -46,7 +53,7 @@ def _wanted(key: str, value: bytes | None) -> tuple[Digest, LinkRecord] | None:
         record = ManifestRecord.decode(digest, value)
     except (DigestInvalid, MalformedData):
         return None
-    return (digest, LinkRecord(record.size, record.root)) if record.size <= MAX_MANIFEST_BYTES else None
+    return digest, LinkRecord(record.size, record.root)
 
 
 async def _fetch(fetches: Fetches, digest: Digest, link: LinkRecord, slots: trio.Semaphore) -> None:

@@ -6,13 +6,14 @@ No HTTP here: names, digests and references arrive checked (their types are the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from ipfsreg.ipld.cid import Cid
 from ipfsreg.oci.digest import Digest
+from ipfsreg.oci.manifest import Descriptor
 from ipfsreg.oci.names import Reference, RepositoryName, Tag
 
 
@@ -26,6 +27,23 @@ class BlobStat:
     """Root of its UnixFS DAG: what any IPFS tool fetches it by (`X-Ipfs-Roots`)."""
 
 
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """The bytes [start, end) of an open file: the kernel can hand them on, and they need no memory here."""
+
+    descriptor: int
+    """Open until the next piece is asked for."""
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+Piece = bytes | memoryview | FileRange
+"""What a blob is streamed in."""
+
+
 class BlobContent(Protocol):
     """An opened blob. Use as `async with`: leaving lets go of the file or of our share in the fetch."""
 
@@ -37,7 +55,7 @@ class BlobContent(Protocol):
     def path(self) -> Path | None:
         """The file with exactly the blob's bytes where it is whole and local (sendfile), else None."""
 
-    def stream(self, start: int, end: int) -> AsyncIterator[bytes | memoryview]:
+    def stream(self, start: int, end: int) -> AsyncIterator[Piece]:
         """Yield the bytes [start, end) in order, while later ones may still be arriving from peers.
 
         Raises:
@@ -115,17 +133,6 @@ class Page:
 
     names: tuple[str, ...]
     more: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Descriptor:
-    """An entry of a referrers index (image-spec descriptor.md)."""
-
-    media_type: str
-    digest: Digest
-    size: int
-    artifact_type: str | None = None
-    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 class Registry(Protocol):

@@ -47,7 +47,7 @@ class Links:
 
     def find(self, repository: RepositoryName, digest: Digest) -> LinkRecord | None:
         """What *repository* may serve under *digest*: a linked blob, one of its manifests, or a pending blob."""
-        return self.replicated(repository, digest) or self._pending(repository, digest)
+        return self.replicated(repository, digest) or self.pending(repository, digest)
 
     def replicated(self, repository: RepositoryName, digest: Digest) -> LinkRecord | None:
         """The link that every node sees, or None."""
@@ -57,7 +57,8 @@ class Links:
         manifest = self._records.manifest(repository, digest)
         return None if manifest is None else LinkRecord(manifest.size, manifest.root)
 
-    def _pending(self, repository: RepositoryName, digest: Digest) -> LinkRecord | None:
+    def pending(self, repository: RepositoryName, digest: Digest) -> LinkRecord | None:
+        """The link of a blob that was pushed or mounted here and no manifest has named yet, or None."""
         row = self._database.read(
             "SELECT size, root FROM pending_links WHERE repository = ? AND digest = ?", (repository, str(digest))
         ).fetchone()

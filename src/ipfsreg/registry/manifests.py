@@ -9,20 +9,28 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
+import trio
+
 from ipfsreg.blockstore.interface import BlobInfo, BlobStore
 from ipfsreg.crdt.interface import Change, Delete, Names, Put
-from ipfsreg.errors import DigestMismatch, ManifestBlobUnknown, ManifestUnknown, NameUnknown
+from ipfsreg.errors import ContentUnavailable, DigestMismatch, ManifestBlobUnknown, ManifestUnknown, NameUnknown
 from ipfsreg.oci.digest import Digest
-from ipfsreg.oci.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
+from ipfsreg.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest, parse_manifest
 from ipfsreg.oci.names import Reference, RepositoryName, Tag
 from ipfsreg.peer_id import PeerId
 from ipfsreg.registry import catalog
 from ipfsreg.registry.catalog import ManifestRecord, MoveRecord, ReferrerRecord, TagRecord
 from ipfsreg.registry.fetching import Fetches
-from ipfsreg.registry.interface import Descriptor, ManifestContent, ManifestPushed, ManifestStat
+from ipfsreg.registry.interface import ManifestContent, ManifestPushed, ManifestStat
 from ipfsreg.registry.links import Links
+from ipfsreg.registry.local import LocalBlobs
 from ipfsreg.registry.providing import Providing
 from ipfsreg.registry.records import Records
+
+MAX_LINKS_PER_DELTA = 2000
+"""A link is at most 410 bytes with its key, and a delta has to fit a block."""
+
+_PARSED_INLINE_BYTES = 64 * 1024
 
 MAX_ANNOTATION_BYTES = 16 * 1024
 """Annotations above this are left out of a referrers index (they stay in the manifest): every node keeps the index."""
@@ -37,6 +45,7 @@ class Manifests:
         records: Records,
         blobs: BlobStore,
         links: Links,
+        local: LocalBlobs,
         fetches: Fetches,
         providing: Providing,
         peer: PeerId,
@@ -45,9 +54,11 @@ class Manifests:
         self._records = records
         self._blobs = blobs
         self._links = links
+        self._local = local
         self._fetches = fetches
         self._providing = providing
         self._peer = peer
+        self._last_us = 0
 
     def resolve(self, repository: RepositoryName, reference: Reference) -> tuple[Digest, ManifestRecord]:
         """What *reference* stands for now. Raises NameUnknown, ManifestUnknown."""
@@ -80,16 +91,23 @@ class Manifests:
     async def get(self, repository: RepositoryName, reference: Reference) -> ManifestContent:
         """Raises NameUnknown, ManifestUnknown, ContentUnavailable."""
         digest, record = self.resolve(repository, reference)
-        if self._blobs.stat(digest) is None:
+        data = await self._local.read(digest, MAX_MANIFEST_BYTES)
+        if data is None:
             await self._fetches.fetch_whole(digest, catalog.LinkRecord(record.size, record.root))
-        data = await self._blobs.read_whole(digest, MAX_MANIFEST_BYTES)
+            data = await self._local.read(digest, MAX_MANIFEST_BYTES)
+        if data is None:
+            raise ContentUnavailable(f"manifest {digest} is not here any more; try again")
         return ManifestContent(ManifestStat(digest, record.media_type, record.size), data)
 
     async def put(
         self, repository: RepositoryName, reference: Reference, media_type: str, data: bytes, tags: Sequence[Tag]
     ) -> ManifestPushed:
         """See `Registry.put_manifest`."""
-        manifest = parse_manifest(data, media_type)
+        if len(data) <= _PARSED_INLINE_BYTES:
+            manifest = parse_manifest(data, media_type or None)
+        else:
+            # Four hostile mebibytes take most of a second.
+            manifest = await trio.to_thread.run_sync(parse_manifest, data, media_type or None)
         if isinstance(reference, Digest):
             digest = Digest.of(data, reference.algorithm)
             if digest != reference:
@@ -97,10 +115,17 @@ class Manifests:
         else:
             digest = Digest.of(data)
             tags = (reference, *tags)
-        linked = self._check_content(repository, manifest)
+        self._check_content(repository, manifest)
         info = await self._blobs.put_whole(data, digest)
         self._providing.add(info.root)
-        changes = [*linked.values(), *self._changes(repository, digest, info, manifest, dict.fromkeys(tags))]
+        # Again, and from here on without a pause: what it names may have been deleted meanwhile.
+        linked = self._check_content(repository, manifest)
+        links = list(linked.values())
+        while len(links) > MAX_LINKS_PER_DELTA:
+            # They do not fit into one block with the rest. Links that nothing names yet do no harm.
+            await self._names.commit(links[:MAX_LINKS_PER_DELTA])
+            del links[:MAX_LINKS_PER_DELTA]
+        changes = [*links, *self._changes(repository, digest, info, manifest, dict.fromkeys(tags))]
         heads = await self._names.commit(changes) if changes else self._names.heads()
         if linked:
             await self._links.drop_pending(repository, list(linked))
@@ -112,7 +137,7 @@ class Manifests:
         for blob in manifest.blobs:
             if self._links.replicated(repository, blob.digest) is not None:
                 continue
-            link = self._links.find(repository, blob.digest)
+            link = self._links.pending(repository, blob.digest)
             if link is None:
                 raise ManifestBlobUnknown(f"{repository} has no blob {blob.digest}")
             made[blob.digest] = Put(catalog.link_key(repository, blob.digest), link.encode(blob.digest))
@@ -125,7 +150,7 @@ class Manifests:
         self, repository: RepositoryName, digest: Digest, info: BlobInfo, manifest: Manifest, tags: Iterable[Tag]
     ) -> list[Change]:
         """What this push writes beyond links; nothing that stands there already."""
-        now_us = time.time_ns() // 1000
+        now_us = self._now_us()
         subject = _subject_of(manifest)
         record = ManifestRecord(manifest.media_type, info.size, info.root, subject)
         changes: list[Change] = [Put(catalog.manifest_key(repository, digest), record.encode(digest))]
@@ -138,6 +163,11 @@ class Manifests:
         for tag in tags:
             changes += self._move(repository, tag, digest, now_us)
         return [change for change in changes if not self._stands(change)]
+
+    def _now_us(self) -> int:
+        """Microseconds since 1970, each once and never back: they are part of the keys of the history."""
+        self._last_us = max(self._last_us + 1, time.time_ns() // 1000)
+        return self._last_us
 
     def _stands(self, change: Change) -> bool:
         return isinstance(change, Put) and self._names.get(change.key) == change.value
@@ -155,7 +185,7 @@ class Manifests:
 
     async def delete(self, repository: RepositoryName, reference: Reference) -> None:
         """A tag alone, or a manifest with all its tags. Raises NameUnknown, ManifestUnknown."""
-        now_us = time.time_ns() // 1000
+        now_us = self._now_us()
         if not isinstance(reference, Digest):
             changes = self._move(repository, reference, None, now_us)
             if not changes:

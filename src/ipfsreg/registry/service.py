@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Sequence
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -15,8 +17,9 @@ from ipfsreg.blockstore.interface import BlobStore
 from ipfsreg.crdt.interface import Delete, Names
 from ipfsreg.database import Database
 from ipfsreg.dht.interface import Routing
-from ipfsreg.errors import BlobUnknown, NameUnknown, Unsupported
+from ipfsreg.errors import BlobUnknown, NameUnknown, StoreError, Unsupported
 from ipfsreg.oci.digest import Digest
+from ipfsreg.oci.manifest import Descriptor
 from ipfsreg.oci.names import Reference, RepositoryName, Tag
 from ipfsreg.peer_id import PeerId
 from ipfsreg.registry import catalog
@@ -26,7 +29,6 @@ from ipfsreg.registry.following import follow_manifests
 from ipfsreg.registry.interface import (
     BlobContent,
     BlobStat,
-    Descriptor,
     ManifestContent,
     ManifestPushed,
     ManifestStat,
@@ -34,16 +36,24 @@ from ipfsreg.registry.interface import (
     UploadSession,
 )
 from ipfsreg.registry.links import Links
+from ipfsreg.registry.local import LocalBlobs
 from ipfsreg.registry.manifests import Manifests
-from ipfsreg.registry.opened import LocalBlob
 from ipfsreg.registry.providing import Providing
 from ipfsreg.registry.records import Records
 from ipfsreg.registry.uploads import Upload, Uploads
 
+logger = logging.getLogger(__name__)
+
 UPLOADS_EXPIRE_S = 24 * 3600.0
 """An upload that nobody has written to for a day goes, with its bytes."""
 
+PARTIALS_EXPIRE_S = 7 * 24 * 3600.0
+"""What has arrived of a blob is kept for a week for whoever pulls it again."""
+
 EXPIRY_INTERVAL_S = 3600.0
+
+TRY_AGAIN_S = 60.0
+"""After a failure of the store in work that nobody waits for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +73,7 @@ class LocalRegistry:
         self,
         names: Names,
         records: Records,
-        blobs: BlobStore,
+        local: LocalBlobs,
         links: Links,
         uploads: Uploads,
         manifests: Manifests,
@@ -71,7 +81,7 @@ class LocalRegistry:
     ) -> None:
         self._names = names
         self._records = records
-        self._blobs = blobs
+        self._local = local
         self._links = links
         self._uploads = uploads
         self._manifests = manifests
@@ -91,9 +101,7 @@ class LocalRegistry:
 
     async def open_blob(self, repository: RepositoryName, digest: Digest) -> BlobContent:
         link = self._link(repository, digest)
-        if self._blobs.stat(digest) is not None:
-            return LocalBlob(self._blobs.open(digest))
-        return await self._fetches.open(digest, link)
+        return await self._local.open(digest) or await self._fetches.open(digest, link)
 
     async def delete_blob(self, repository: RepositoryName, digest: Digest) -> None:
         self._link(repository, digest)
@@ -205,18 +213,35 @@ async def open_registry(
         records = Records(names)
         links = await Links.open(database, records)
         providing = Providing(routing)
-        fetches = Fetches(nursery, blobs, bitswap, providing, settings.give_up_s, settings.finish_without_client)
-        manifests = Manifests(names, records, blobs, links, fetches, providing, peer)
-        uploads = Uploads(blobs, links, providing, upload_secret)
-        registry = LocalRegistry(names, records, blobs, links, uploads, manifests, fetches)
-        nursery.start_soon(_expire_uploads, blobs)
-        nursery.start_soon(providing.run, blobs)
-        nursery.start_soon(follow_manifests, names, blobs, fetches)
+        local = LocalBlobs(nursery, blobs)
+        fetches = Fetches(nursery, blobs, local, bitswap, providing, settings.give_up_s, settings.finish_without_client)
+        manifests = Manifests(names, records, blobs, links, local, fetches, providing, peer)
+        uploads = Uploads(blobs, local, links, providing, upload_secret)
+        registry = LocalRegistry(names, records, local, links, uploads, manifests, fetches)
+        for task in (
+            partial(_expire, blobs),
+            partial(providing.run, blobs),
+            partial(follow_manifests, names, blobs, fetches),
+        ):
+            nursery.start_soon(_keep_going, task)
         yield registry
         nursery.cancel_scope.cancel()
 
 
-async def _expire_uploads(blobs: BlobStore) -> None:
+async def _keep_going(task: Callable[[], Awaitable[None]]) -> None:
+    """Run *task* again when the store failed it: what lies behind the requests must not end them."""
+    while True:
+        try:
+            await task()
+        except StoreError:
+            logger.warning("work behind the registry failed, it begins anew in %g s", TRY_AGAIN_S, exc_info=True)
+            await trio.sleep(TRY_AGAIN_S)
+        else:
+            return
+
+
+async def _expire(blobs: BlobStore) -> None:
     while True:
         await blobs.expire_uploads(UPLOADS_EXPIRE_S)
+        await blobs.expire_partials(PARTIALS_EXPIRE_S)
         await trio.sleep(EXPIRY_INTERVAL_S)

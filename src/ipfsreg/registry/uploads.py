@@ -11,12 +11,13 @@ import hashlib
 import hmac
 from dataclasses import dataclass, field
 
-from ipfsreg.blockstore.interface import BlobStore, BlobUpload
+from ipfsreg.blockstore.interface import BlobInfo, BlobStore, BlobUpload
 from ipfsreg.errors import UploadInvalid, UploadUnknown
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName
 from ipfsreg.registry.interface import BlobStat
 from ipfsreg.registry.links import Links, link_of
+from ipfsreg.registry.local import LocalBlobs
 from ipfsreg.registry.providing import Providing
 
 _SEAL_DIGITS = 32
@@ -40,7 +41,7 @@ class Upload:
 
     async def finish(self, digest: Digest) -> BlobStat:
         info = await self._bytes.commit(digest)
-        await self._uploads.publish(self.repository, digest)
+        await self._uploads.publish(self.repository, info)
         return BlobStat(digest, info.size, info.root)
 
     async def cancel(self) -> None:
@@ -50,9 +51,10 @@ class Upload:
 class Uploads:
     """All of them."""
 
-    def __init__(self, blobs: BlobStore, links: Links, providing: Providing, secret: bytes) -> None:
+    def __init__(self, blobs: BlobStore, local: LocalBlobs, links: Links, providing: Providing, secret: bytes) -> None:
         """*secret*: 32 bytes that stay the same across restarts and leave this node never."""
         self._blobs = blobs
+        self._local = local
         self._links = links
         self._providing = providing
         self._secret = secret
@@ -84,13 +86,12 @@ class Uploads:
         """The request that held it is over."""
         self._held.discard(upload_id)
 
-    async def publish(self, repository: RepositoryName, digest: Digest) -> None:
-        """Let *repository* serve a blob that is whole in the store."""
-        info = self._blobs.stat(digest)
-        assert info is not None
+    async def publish(self, repository: RepositoryName, info: BlobInfo) -> None:
+        """Let *repository* serve a blob that has just become whole in the store."""
+        self._local.hashed(info.digest)
         self._providing.add(info.root)
-        if self._links.replicated(repository, digest) is None:
-            await self._links.add_pending(repository, digest, link_of(info))
+        if self._links.replicated(repository, info.digest) is None:
+            await self._links.add_pending(repository, info.digest, link_of(info))
 
     def _seal(self, stored_id: str, repository: RepositoryName) -> str:
         text = f"{stored_id}\n{repository}".encode()

@@ -70,6 +70,14 @@ def test_equal_pushes_write_equal_bytes() -> None:
     assert one == ReferrerRecord("t", 1, None, {"b": "2", "a": "1"}).encode()
 
 
+def _unfolding(levels: int) -> bytes:
+    """A record in which each of *levels* lists names the one before twice."""
+    value: list[object] = [1]
+    for _ in range(levels):
+        value = [value, value]
+    return cbor2.dumps({"v": 1, "s": value}, value_sharing=True)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -87,6 +95,12 @@ def test_equal_pushes_write_equal_bytes() -> None:
         b"\x9b\xff\xff\xff\xff\xff\xff\xff\xff",
         b"\x81" * 5000,
         b"\x00" * 100_000,
+        pytest.param(cbor2.dumps({"v": 1, "s": 2**20_000}), id="a number too large to be written down"),
+        pytest.param(_unfolding(100), id="132 bytes that unfold to more than there are atoms"),
+        pytest.param(b"\xa2\x61v\x01\x61s\xc4\x82\x1b" + b"\x7f" * 8 + b"\x01", id="a decimal exponent of 2**62"),
+        pytest.param(b"\xa2\x61v\x01\x61s\xd8\x24\x63abc", id="an e-mail"),
+        pytest.param(b"\xa2\x61v\x01\x61v\x02", id="a key twice"),
+        pytest.param(b"\xbf\x61v\x01\x61s\x05\xff", id="an indefinite length"),
     ],
 )
 def test_a_record_that_is_none_is_refused(data: bytes) -> None:

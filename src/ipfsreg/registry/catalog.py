@@ -27,9 +27,11 @@ from typing import Any, NoReturn
 
 import cbor2
 
-from ipfsreg.errors import DigestInvalid, MalformedData
+from ipfsreg.errors import DigestInvalid, MalformedData, ManifestInvalid
 from ipfsreg.ipld.cid import RAW, Cid
 from ipfsreg.oci.digest import Digest
+from ipfsreg.oci.manifest import MAX_MANIFEST_BYTES
+from ipfsreg.oci.media_types import parse_media_type
 from ipfsreg.oci.names import RepositoryName, Tag
 from ipfsreg.peer_id import PeerId
 
@@ -39,6 +41,9 @@ ONE_LEAF_BYTES = 1024 * 1024
 
 MAX_RECORD_BYTES = 64 * 1024
 """Larger records are not read: nothing we write comes near, annotations of referrers are cut to fit."""
+
+MAX_BLOB_BYTES = 1 << 40
+"""A record that claims more is not read. What a DAG may claim beside: `blockstore.outline`."""
 
 MAX_NESTING = 3
 """Levels of CBOR containers, the record being the first. Ours have two; the third is for later versions."""
@@ -167,10 +172,10 @@ def _load_optional_digest(value: object) -> Digest | None:
     return None if value is None else _load_digest(value)
 
 
-def _load_size(value: object) -> int:
-    if isinstance(value, int) and 0 <= value < 1 << 50:
+def _load_size(value: object, most: int) -> int:
+    if isinstance(value, int) and 0 <= value <= most:
         return value
-    raise MalformedData(f"size {value!r}")
+    raise MalformedData(f"size {value!r}"[:100])
 
 
 def _load_time(value: object) -> int:
@@ -183,6 +188,14 @@ def _load_text(value: object) -> str:
     if isinstance(value, str):
         return value
     raise MalformedData(f"{value!r} where text belongs")
+
+
+def _load_media_type(value: object) -> str:
+    """It is sent in a header: what is no media type could be anything there."""
+    try:
+        return parse_media_type(_load_text(value))
+    except ManifestInvalid as error:
+        raise MalformedData(str(error)) from None
 
 
 def _load_root(digest: Digest, size: int, root: object) -> Cid:
@@ -274,7 +287,7 @@ class LinkRecord:
     def decode(cls, digest: Digest, data: bytes) -> LinkRecord:
         """Raises MalformedData."""
         record = _load(data)
-        size = _load_size(record.get("s"))
+        size = _load_size(record.get("s"), MAX_BLOB_BYTES)
         return cls(size, _load_root(digest, size, record.get("r")))
 
 
@@ -303,9 +316,9 @@ class ManifestRecord:
     def decode(cls, digest: Digest, data: bytes) -> ManifestRecord:
         """Raises MalformedData."""
         record = _load(data)
-        size = _load_size(record.get("s"))
+        size = _load_size(record.get("s"), MAX_MANIFEST_BYTES)
         return cls(
-            _load_text(record.get("t")),
+            _load_media_type(record.get("t")),
             size,
             _load_root(digest, size, record.get("r")),
             _load_optional_digest(record.get("u")),
@@ -336,8 +349,8 @@ class ReferrerRecord:
         if not isinstance(annotations, dict):
             raise MalformedData("annotations that are not a map")
         return cls(
-            _load_text(record.get("t")),
-            _load_size(record.get("s")),
+            _load_media_type(record.get("t")),
+            _load_size(record.get("s"), MAX_MANIFEST_BYTES),
             None if artifact_type is None else _load_text(artifact_type),
             {_load_text(name): _load_text(value) for name, value in annotations.items()},
         )

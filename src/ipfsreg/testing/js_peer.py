@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from ipfsreg.ipld.builder import V1_2025, Profile
 from ipfsreg.p2p.addresses import split_peer
 from ipfsreg.p2p.interface import PeerInfo
 from ipfsreg.p2p.pnet import format_swarm_key
@@ -151,9 +151,18 @@ class JsPeer:
         """How many are in its routing table."""
         return int(await self.process.call("dhtPeers"))
 
-    async def add(self, path: Path, **profile: Any) -> str:
-        """Import a file; return its root. *profile*: cidVersion, rawLeaves, chunk, width."""
-        return str(await self.process.call("add", path=str(path), **profile))
+    async def add(self, path: Path, profile: Profile = V1_2025, *, trickled: bool = False) -> str:
+        """Import a file as *profile* says; return its root. *trickled*: in the layout made for streams."""
+        root = await self.process.call(
+            "add",
+            path=str(path),
+            cidVersion=profile.cid_version,
+            rawLeaves=profile.raw_leaves,
+            chunk=profile.chunk_bytes,
+            width=profile.width,
+            trickled=trickled,
+        )
+        return str(root)
 
     async def cat(self, cid: str, timeout_s: float = 60.0) -> tuple[str, int]:
         """Fetch a whole file from whoever has it; return its sha256 in hex, and its size."""

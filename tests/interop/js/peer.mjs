@@ -13,7 +13,7 @@
 
 import './roomy-xsalsa20.mjs'
 import { createHash, randomBytes } from 'node:crypto'
-import { createReadStream, createWriteStream } from 'node:fs'
+import { createReadStream } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { gossipsub } from '@libp2p/gossipsub'
 import { identify, identifyPush } from '@libp2p/identify'
@@ -267,29 +267,26 @@ const commands = {
   },
 
   // Import a file with any of the profiles in use; return its root.
-  async add ({ path, cidVersion = 1, rawLeaves = true, chunk = 1048576, width = 1024 }) {
+  async add ({ path, cidVersion = 1, rawLeaves = true, chunk = 1048576, width = 1024, trickled = false }) {
     const { fixedSize } = await import('ipfs-unixfs-importer/chunker')
-    const { balanced } = await import('ipfs-unixfs-importer/layout')
+    const { balanced, trickle } = await import('ipfs-unixfs-importer/layout')
     const root = await files.addByteStream(createReadStream(path), {
       cidVersion,
       rawLeaves,
       chunker: fixedSize({ chunkSize: chunk }),
-      layout: balanced({ maxChildrenPerNode: width }),
+      layout: (trickled ? trickle : balanced)({ maxChildrenPerNode: width }),
       reduceSingleLeafToSelf: true
     })
     return root.toString()
   },
   // Fetch a whole file from whoever has it.
-  async cat ({ cid, seconds = 60, path }) {
+  async cat ({ cid, seconds = 60 }) {
     const hash = createHash('sha256')
     let size = 0
-    const file = path && createWriteStream(path)
     for await (const piece of files.cat(CID.parse(cid), { signal: AbortSignal.timeout(seconds * 1000) })) {
       hash.update(piece)
       size += piece.length
-      file?.write(piece)
     }
-    if (file) await new Promise((resolve) => file.end(resolve))
     return { sha256: hash.digest('hex'), size }
   }
 }

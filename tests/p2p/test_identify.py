@@ -61,6 +61,18 @@ def test_what_is_too_much_or_unreadable_is_left_out() -> None:
     assert len(description.agent) == identify.MAX_VERSION_CHARS
 
 
+def test_a_flood_of_unreadable_addresses_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def count(raw: bytes) -> str:
+        read.append(raw)
+        raise MalformedData("not an address")
+
+    monkeypatch.setattr(identify, "decode_addr", count)
+    decode((bytes_field(2, b"\x36\x01a") + bytes_field(4, b"\x36\x01a")) * 10_000)
+    assert len(read) == identify.MAX_ADDRS_READ + 1
+
+
 @given(st.binary(max_size=200))
 @settings(max_examples=300)
 def test_any_bytes_are_a_description_or_malformed(data: bytes) -> None:

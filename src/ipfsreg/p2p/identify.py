@@ -33,6 +33,8 @@ MAX_MESSAGES = 10
 MAX_PROTOCOLS = 512
 MAX_PROTOCOL_CHARS = 256
 MAX_ADDRS = 32
+MAX_ADDRS_READ = 128
+"""Those that cannot be read included: a message holds 30,000, and finding out takes 20 µs each."""
 MAX_VERSION_CHARS = 128
 
 ANSWER_S = 10.0
@@ -77,8 +79,9 @@ def decode(data: bytes | memoryview) -> Description:
     Raises:
         MalformedData: not a protobuf.
     """
-    public_key, observed, agent, version = b"", "", "", ""
+    public_key, observed, agent, version = b"", b"", "", ""
     addrs: list[str] = []
+    addrs_read = 0
     protocols: set[str] = set()
     for number, value in read_fields(data):
         if number not in (1, 2, 3, 4, 5, 6):
@@ -87,7 +90,8 @@ def decode(data: bytes | memoryview) -> Description:
         match number:
             case 1:
                 public_key = raw
-            case 2 if len(addrs) < MAX_ADDRS:
+            case 2 if len(addrs) < MAX_ADDRS and addrs_read < MAX_ADDRS_READ:
+                addrs_read += 1
                 addrs += _readable(raw)
             case 3 if len(protocols) < MAX_PROTOCOLS and len(raw) <= MAX_PROTOCOL_CHARS:
                 try:
@@ -95,14 +99,14 @@ def decode(data: bytes | memoryview) -> Description:
                 except UnicodeDecodeError:
                     continue
             case 4:
-                observed = "".join(_readable(raw))
+                observed = raw
             case 5:
                 version = raw.decode("utf-8", "replace")[:MAX_VERSION_CHARS]
             case 6:
                 agent = raw.decode("utf-8", "replace")[:MAX_VERSION_CHARS]
             case _:
                 continue
-    return Description(public_key, tuple(addrs), frozenset(protocols), observed, agent, version)
+    return Description(public_key, tuple(addrs), frozenset(protocols), "".join(_readable(observed)), agent, version)
 
 
 def _readable(raw: bytes) -> list[str]:

@@ -138,3 +138,9 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "parts"), [("127.0.0.1:5000", ("127.0.0.1", 5000)), ("[::1]:0", ("::1", 0))])
 def test_host_and_port_are_read(text: str, parts: tuple[str, int]) -> None:
     assert parse_host_port("http.listen", text) == parts
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1", "::1:5000", "127.0.0.1:65536", "127.0.0.1:" + "1" * 5000])
+def test_what_is_no_host_and_port_is_told(text: str) -> None:
+    with pytest.raises(ConfigError, match="an address and a port"):
+        parse_host_port("http.listen", text)

@@ -274,6 +274,6 @@ def parse_host_port(key: str, text: str) -> tuple[str, int]:
         host = host[1:-1]
     elif ":" in host:
         colon = ""
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not colon or not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise ConfigError(key, text, "an address and a port, as 127.0.0.1:5000 or [::1]:5000")
     return host, int(port)

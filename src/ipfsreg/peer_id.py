@@ -14,6 +14,9 @@ from ipfsreg.errors import MalformedData
 MAX_PEER_ID_BYTES = 64
 """No multihash used for peer IDs is longer: sha2-256 gives 34 bytes, an inlined Ed25519 key 38."""
 
+MAX_PEER_ID_CHARACTERS = 88
+"""Of 64 bytes in base58. Text is measured before it is decoded: base58 takes quadratic time."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class PeerId:
@@ -29,6 +32,8 @@ class PeerId:
         Raises:
             MalformedData: not base58, or of a length no peer ID has.
         """
+        if len(text) > MAX_PEER_ID_CHARACTERS:
+            raise MalformedData(f"{len(text)} characters are not a peer ID")
         try:
             raw = base58.b58decode(text)
         except ValueError as error:

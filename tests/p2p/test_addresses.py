@@ -20,6 +20,7 @@ from ipfsreg.p2p.addresses import (
     split_peer,
     tellable,
 )
+from ipfsreg.peer_id import PeerId
 
 PEER = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA"
 
@@ -91,6 +92,15 @@ def test_any_bytes_are_an_address_or_malformed(raw: bytes) -> None:
     except MalformedData:
         return
     assert normal_form(text) == text
+
+
+def test_a_port_of_five_thousand_digits_is_no_port() -> None:
+    assert parse_dialable("/ip4/1.2.3.4/tcp/" + "1" * 5000) is None
+
+
+def test_a_peer_id_is_measured_before_it_is_decoded() -> None:
+    with pytest.raises(MalformedData, match="100000 characters"):
+        PeerId.parse("1" * 100_000)
 
 
 def test_a_mapped_address_is_ipv4() -> None:

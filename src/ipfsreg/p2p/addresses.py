@@ -82,7 +82,8 @@ def parse_dialable(text: str) -> TcpAddr | DnsAddr | None:
         case ["", "dnsaddr", domain] if domain:
             return DnsAddr(domain)
         case ["", ("ip4" | "ip6" | "dns" | "dns4" | "dns6") as kind, host, "tcp", port]:
-            if not port.isascii() or not port.isdecimal() or int(port) > 65535 or not host:
+            # Five digits: a TXT record can hold so many that Python refuses to read them.
+            if not port.isascii() or not port.isdecimal() or len(port) > 5 or int(port) > 65535 or not host:
                 return None
             if kind in _NAMES:
                 return TcpAddr(kind, host, int(port))

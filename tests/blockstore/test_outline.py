@@ -4,11 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipfsreg.blockstore.outline import Leaf, Outline
+from ipfsreg.blockstore.outline import MAX_MISSING, Leaf, Outline
 from ipfsreg.errors import MalformedData
 from ipfsreg.ipld.block import Block
 from ipfsreg.ipld.builder import LITE, V1_2025, Profile
-from ipfsreg.ipld.cid import RAW, Cid
+from ipfsreg.ipld.cid import DAG_PB, RAW, Cid
+from ipfsreg.ipld.dag_pb import PBLink, PBNode
+from ipfsreg.ipld.unixfs import inner_message
 from ipfsreg.testing.content import file_blocks, pattern
 
 TINY = Profile("tiny", chunk_bytes=4, width=3, raw_leaves=True, cid_version=1)
@@ -166,3 +168,18 @@ def test_an_empty_file_has_a_root_that_must_come() -> None:
         assert outline.is_whole
         assert outline.leaves[layout.root.multihash].block_data(b"") == source[layout.root].data
     assert Outline(file_blocks(b"", V1_2025)[0].root, 0).inline, "the empty raw block is known to everybody"
+
+
+def test_a_few_blocks_cannot_claim_any_number_of_pieces() -> None:
+    leaf = bytes(32 * 1024)
+    child, size, tsize, blocks = Block.of(leaf).cid, len(leaf), len(leaf), []
+    for width in (1000, 1000):
+        sizes = [size] * width
+        data = PBNode(tuple(PBLink(child, tsize) for _ in sizes), inner_message(sizes)).encode()
+        blocks.append(Block.of(data, DAG_PB))
+        child, size, tsize = blocks[-1].cid, size * width, tsize * width + len(data)
+    outline = Outline(child, size)
+    outline.settle(outline.place(blocks[1]))
+    with pytest.raises(MalformedData, match="pieces"):
+        outline.settle(outline.place(blocks[0]))
+    assert len(outline.missing()) <= MAX_MISSING

@@ -18,6 +18,11 @@ from ipfsreg.ipld.reader import Reader, content_of, inline_block
 from ipfsreg.ipld.unixfs import leaf_frame
 
 
+MAX_MISSING = 1 << 19
+"""Stretches that may be missing at a time: 512 GiB in leaves of 1 MiB, and about 100 MB of memory. A few blocks that
+name each other a thousand times each could claim any number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Missing:
     """The content bytes [start, end) are not here; *cid* brings them, or says which blocks do."""
@@ -159,7 +164,7 @@ class Outline:
         """Count what `place` found as here, its content now being in the file. Again is fine.
 
         Raises:
-            MalformedData: the DAG is nested too deep.
+            MalformedData: the DAG is nested too deep, or has too many pieces.
         """
         key = placement.block.cid.multihash
         # Since `place`, another node may have named the same block for more spans: those stay missing, their bytes were
@@ -198,6 +203,8 @@ class Outline:
         ]
 
     def _insert(self, index: int, spans: list[Missing]) -> None:
+        if len(self._missing) + len(spans) > MAX_MISSING:
+            raise MalformedData(f"{self.size} bytes below {self.root} lie in more than {MAX_MISSING} pieces")
         self._missing[index:index] = spans
         self._starts[index:index] = [span.start for span in spans]
         for span in spans:

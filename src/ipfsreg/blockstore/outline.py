@@ -17,7 +17,6 @@ from ipfsreg.ipld.cid import RAW, Cid
 from ipfsreg.ipld.reader import Reader, content_of, inline_block
 from ipfsreg.ipld.unixfs import leaf_frame
 
-
 MAX_MISSING = 1 << 19
 """Stretches that may be missing at a time: 512 GiB in leaves of 1 MiB, and about 100 MB of memory. A few blocks that
 name each other a thousand times each could claim any number."""

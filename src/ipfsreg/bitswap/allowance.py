@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,12 +10,12 @@ import trio
 
 
 class Allowance:
-    """Bytes that may be held at a time; who asks for more waits, in order."""
+    """Bytes that may be held at a time; who asks for more waits, first come first served."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._held = 0
-        self._waiting = trio.lowlevel.ParkingLot()
+        self._waiting: deque[tuple[int, trio.Event]] = deque()
 
     @property
     def held(self) -> int:
@@ -24,11 +25,21 @@ class Allowance:
     @asynccontextmanager
     async def hold(self, size: int) -> AsyncIterator[None]:
         """Hold *size* bytes while the block lasts. More than the limit is granted when nothing else is held."""
-        while self._held and (self._held + size > self._limit):
-            await self._waiting.park()
-        self._held += size
+        turn = (size, trio.Event())
+        self._waiting.append(turn)
+        self._grant()
         try:
+            await turn[1].wait()
             yield
         finally:
-            self._held -= size
-            self._waiting.unpark_all()
+            if turn[1].is_set():
+                self._held -= size
+            else:
+                self._waiting.remove(turn)
+            self._grant()
+
+    def _grant(self) -> None:
+        while self._waiting and (not self._held or self._held + self._waiting[0][0] <= self._limit):
+            size, granted = self._waiting.popleft()
+            self._held += size
+            granted.set()

@@ -1,11 +1,14 @@
 """How fast a connection is, beside plain TCP and stock py-libp2p, in one run.
 
     python bench/connection.py                      # everything: 1 GiB a transfer, 3 rounds, some two minutes
-    python bench/connection.py --mib 256 --rounds 1 --skip stock
+    python bench/connection.py --mib 256 --rounds 1 --skip stock --skip kubo
 
 Two processes over loopback. Each round runs every contestant once, so that what else the machine does hits them alike;
 the table has medians, and ratios to the first line. CPU is user and system time of each process during the transfer.
 The stock host moves less (`--stock-mib`), its figures are per MiB as well.
+
+Kubo (two of them, left out where scripts/setup-interop has not run) takes the bytes by TCP and hands them on by TCP, as
+its stream mounting does: two more loopback hops than ours, which plain TCP beside them shows to be cheap.
 """
 
 from __future__ import annotations
@@ -19,23 +22,30 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import psutil
 import trio
 
 from ipfsreg.errors import ConnectionLost, NetworkError
 from ipfsreg.p2p.connection import Connection, secure
 from ipfsreg.p2p.identity import Identity
 from ipfsreg.p2p.interface import Stream
+from ipfsreg.testing.daemons import free_port
+from ipfsreg.testing.kubo_peer import KuboPeer, open_kubo_peer
+from ipfsreg.testing.peer_process import INSTALLED
 
 PSK = bytes(range(32))
 SINK, ECHO = "/sink/1.0.0", "/echo/1.0.0"
 BLOCK = bytes(1 << 20)
-KINDS = ("tcp", "ours", "ours+psk", "stock")
+KINDS = ("tcp", "ours", "ours+psk", "stock", "kubo")
+ANSWERING = ("tcp", "ours", "ours+psk", "stock")
 
 
 def cpu_seconds() -> float:
@@ -259,6 +269,49 @@ async def transfer(kind: str, other: Other, mib: int) -> dict[str, float]:
     return {"MB/s": mib * 1.048576 / elapsed, "tx": cpu * 1000 / mib, "rx": theirs * 1000 / mib}
 
 
+@asynccontextmanager
+async def kubo_pair() -> AsyncIterator[tuple[KuboPeer, KuboPeer]]:
+    with tempfile.TemporaryDirectory() as folder:
+        async with (
+            open_kubo_peer(Path(folder) / "a", name="a") as a,
+            open_kubo_peer(Path(folder) / "b", name="b") as b,
+        ):
+            await a.dial(b.info)
+            yield a, b
+
+
+async def transfer_by_kubo(mib: int) -> dict[str, float]:
+    """The same from one Kubo to another: TCP into the one, a libp2p stream between them, TCP out of the other."""
+    done: list[float] = []
+
+    async def sink(stream: trio.SocketStream) -> None:
+        buffer = bytearray(1 << 20)
+        left = mib << 20
+        while left and (count := await stream.socket.recv_into(buffer)):
+            left -= count
+        done.append(time.perf_counter())
+        await stream.send_all(b"done")
+
+    async with kubo_pair() as (a, b), trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, sink, listeners)
+        port = free_port()
+        await b.listen("sink", listeners[0].socket.getsockname()[1])
+        await a.forward("sink", port, b.peer)
+        processes = [psutil.Process(peer.process.pid) for peer in (a, b)]
+        async with await trio.open_tcp_stream("127.0.0.1", port) as tcp:
+            before = [sum(process.cpu_times()[:2]) for process in processes]
+            began = time.perf_counter()
+            for _ in range(mib):
+                await tcp.send_all(BLOCK)
+            await tcp.receive_some(8)
+            elapsed = done[0] - began
+            after = [sum(process.cpu_times()[:2]) for process in processes]
+        nursery.cancel_scope.cancel()
+    tx, rx = (1000 * (end - start) / mib for start, end in zip(before, after, strict=True))
+    return {"MB/s": mib * 1.048576 / elapsed, "tx": tx, "rx": rx}
+
+
 async def open_and_close(kind: str, other: Other, count: int) -> float:
     """Streams opened, echoed and closed one after another: milliseconds each."""
     message = b"x" * 100
@@ -314,7 +367,7 @@ def with_other(kind: str, ask: Callable[[Other], Awaitable[Any]]) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--answer", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--answer", choices=ANSWERING, help=argparse.SUPPRESS)
     parser.add_argument("--mib", type=int, default=1024, help="per transfer (1 to 8192)")
     parser.add_argument("--stock-mib", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
@@ -328,11 +381,17 @@ def main() -> None:
     mib = max(1, min(options.mib, 8192))
 
     kinds = [kind for kind in KINDS if kind not in options.skip]
+    if "kubo" in kinds and not (INSTALLED / "kubo").exists():
+        print("without Kubo: scripts/setup-interop installs it")
+        kinds.remove("kubo")
     results: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for _ in range(options.rounds):
         for kind in kinds:
-            size = min(mib, options.stock_mib) if kind == "stock" else mib
-            results[kind].append(with_other(kind, partial(transfer, kind, mib=size)))
+            if kind == "kubo":
+                results[kind].append(trio.run(transfer_by_kubo, mib))
+            else:
+                size = min(mib, options.stock_mib) if kind == "stock" else mib
+                results[kind].append(with_other(kind, partial(transfer, kind, mib=size)))
     print(f"one stream, {mib} MiB, medians of {options.rounds}")
     print(f"{'':10} {'MB/s':>8} {'ratio':>7} {'tx ms/MiB':>10} {'rx ms/MiB':>10}")
     first = 0.0
@@ -340,6 +399,10 @@ def main() -> None:
         speed, tx, rx = (statistics.median(run[key] for run in results[kind]) for key in ("MB/s", "tx", "rx"))
         first = first or speed
         print(f"{kind:10} {speed:8.0f} {speed / first:7.2f} {tx:10.2f} {rx:10.2f}")
+    for one, other in (("ours", "stock"), ("ours", "kubo"), ("ours+psk", "ours")):
+        if one in kinds and other in kinds:
+            pairs = zip(results[one], results[other], strict=True)
+            print(f"{one} / {other}, round by round: {statistics.median(a['MB/s'] / b['MB/s'] for a, b in pairs):.2f}")
 
     if "streams" not in options.skip:
         print(f"\n{options.streams} streams opened, echoed, closed one after another, ms each")

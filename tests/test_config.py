@@ -130,6 +130,13 @@ def test_what_kubernetes_says_of_a_service_of_our_name_is_no_key(tmp_path: Path)
     load(tmp_path, PRIVATE, **{f"IPFSREG_NODE_{name}": text for name, text in says.items()})
 
 
+def test_a_file_nested_too_deeply_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text("[p2p]\nlisten_addrs = " + "[" * 10_000)
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        load_config(path, {})
+
+
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "none.toml", {})

@@ -130,6 +130,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError("--config", str(path), "no such file; `ipfsreg init --dir DIR` writes one") from None
     except OSError as error:
         raise ConfigError("--config", str(path), f"cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise ConfigError("--config", str(path), "is nested too deeply") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError("--config", str(path), f"is not TOML: {error}") from None
 

@@ -1,5 +1,7 @@
 """Configuration: what is taken, from where, and what a mistake is told."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -120,7 +122,8 @@ def test_every_key_can_come_from_the_environment(tmp_path: Path) -> None:
     for section in default.__struct_fields__:
         for key in getattr(default, section).__struct_fields__:
             before = getattr(getattr(default, section), key)
-            text = values.get(key, "false" if before is True else "3.5" if isinstance(before, float) else "cd" * 32)
+            other = {bool: str(not before), float: "3.5"}.get(type(before), "cd" * 32)
+            text = values.get(key, other)
             changed = load(tmp_path, PRIVATE, **{f"IPFSREG_{section}_{key}".upper(): text})
             assert getattr(getattr(changed, section), key) not in (before, None), key
 
@@ -151,3 +154,19 @@ def test_host_and_port_are_read(text: str, parts: tuple[str, int]) -> None:
 def test_what_is_no_host_and_port_is_told(text: str) -> None:
     with pytest.raises(ConfigError, match="an address and a port"):
         parse_host_port("http.listen", text)
+
+
+def test_every_key_is_documented_with_its_default_and_its_name_in_the_environment() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| .+? \| (.+? \| `\w+`) \|$", text, re.MULTILINE))
+    default = Config()
+    keys = [
+        (section, key) for section in default.__struct_fields__ for key in getattr(default, section).__struct_fields__
+    ]
+    assert len(rows) == len(keys)
+    for section, key in keys:
+        assert f"## `[{section}]`" in text
+        shown, name = rows[key].split(" | ")
+        assert name == f"`IPFSREG_{section}_{key}`".upper()
+        value = getattr(getattr(default, section), key)
+        assert shown == ("see below" if value is None else f"`{json.dumps(value)}`")

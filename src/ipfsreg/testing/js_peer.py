@@ -172,13 +172,23 @@ class JsPeer:
 
 @asynccontextmanager
 async def open_js_peer(
-    *, psk: bytes | None = None, kad: str = "", helia: bool = False, name: str = "js"
+    *,
+    psk: bytes | None = None,
+    kad: str = "",
+    helia: bool = False,
+    meshed: bool = True,
+    log: str = "",
+    name: str = "js",
 ) -> AsyncIterator[JsPeer]:
-    """Run a peer on loopback for as long as the block lasts. *kad*: the protocol of its DHT, if it has one."""
-    settings = {"psk": format_swarm_key(psk).decode() if psk else None, "kad": kad, "helia": helia}
+    """Run a peer on loopback for as long as the block lasts.
+
+    *kad*: the protocol of its DHT, if it has one. *meshed*: whether it has a mesh in pubsub, or only gossips.
+    *log*: what it tells on stderr, in the form of its variable DEBUG.
+    """
+    settings = {"psk": format_swarm_key(psk).decode() if psk else None, "kad": kad, "helia": helia, "meshed": meshed}
     check_installed(name, PROGRAMS / "js/node_modules/.installed")
     command = [str(INSTALLED / "nodejs/bin/node"), str(PROGRAMS / "js/peer.mjs"), json.dumps(settings)]
-    async with open_peer_process(name, command) as process:
+    async with open_peer_process(name, command, {"DEBUG": log}) as process:
         ready = process.events[0]
         addrs = tuple(split_peer(addr)[0] for addr in ready["addrs"])
         yield JsPeer(process, PeerInfo(PeerId.parse(ready["peer"]), addrs))

@@ -98,18 +98,21 @@ class KuboPeer:
 
 @asynccontextmanager
 async def open_kubo_peer(
-    directory: Path, *, psk: bytes | None = None, routing: str = "dht", name: str = "kubo"
+    directory: Path, *, psk: bytes | None = None, log: str = "error", name: str = "kubo"
 ) -> AsyncIterator[KuboPeer]:
-    """Run a node on loopback for as long as the block lasts; its repository is made in *directory*, which is empty."""
+    """Run a node on loopback for as long as the block lasts; its repository is made in *directory*, which is empty.
+
+    *log*: what it tells on stderr, in the form of its variable GOLOG_LOG_LEVEL.
+    """
     repository = directory / "repository"
     repository.mkdir(parents=True)
-    settings = {"psk": format_swarm_key(psk).decode() if psk else None, "routing": routing}
+    settings = {"psk": format_swarm_key(psk).decode() if psk else None}
     command = [
         str(INSTALLED / "kubo/bin/python"),
         str(PROGRAMS / "kubo/peer.py"),
         str(repository),
         json.dumps(settings),
     ]
-    async with open_peer_process(name, command) as process:
+    async with open_peer_process(name, command, {"GOLOG_LOG_LEVEL": log}) as process:
         ready = process.events[0]
         yield KuboPeer(process, PeerInfo(PeerId.parse(ready["peer"]), tuple(ready["addrs"])), directory)

@@ -10,8 +10,9 @@ The process is killed with the block; a test that fails shows what the peer wrot
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -126,8 +127,10 @@ def check_installed(name: str, *paths: Path) -> None:
 
 
 @asynccontextmanager
-async def open_peer_process(name: str, command: Sequence[str]) -> AsyncIterator[PeerProcess]:
-    """Start *command* and wait until it is ready. Raises PeerFailed."""
+async def open_peer_process(
+    name: str, command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> AsyncIterator[PeerProcess]:
+    """Start *command*, with *environment* besides ours, and wait until it is ready. Raises PeerFailed."""
     check_installed(name, Path(command[0]))
     async with trio.open_nursery() as nursery:
         run = partial(
@@ -137,6 +140,7 @@ async def open_peer_process(name: str, command: Sequence[str]) -> AsyncIterator[
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             check=False,
+            env=os.environ | (environment or {}),
             # It keeps nothing that must be closed in order: it dies at once.
             deliver_cancel=_kill,
         )

@@ -8,6 +8,7 @@
 //   psk       text of a swarm.key file; without it the peer is on no private network
 //   kad       the protocol of its DHT, whose server it is; without it there is no DHT
 //   helia     whether it has blocks, and bitswap to exchange them
+//   meshed    whether it has a mesh in pubsub; without one it tells others of messages, and they have to ask
 //
 // It listens on loopback alone and knows nobody until it is told.
 
@@ -48,7 +49,11 @@ const options = {
     identify: identify(),
     identifyPush: identifyPush(),
     ping: ping(),
-    pubsub: gossipsub({ allowPublishToZeroTopicPeers: true, fallbackToFloodsub: false })
+    pubsub: gossipsub({
+      allowPublishToZeroTopicPeers: true,
+      fallbackToFloodsub: false,
+      ...(settings.meshed ? {} : { D: 0, Dlo: 0, Dhi: 0, Dscore: 0, Dout: 0 })
+    })
   }
 }
 if (settings.psk) {

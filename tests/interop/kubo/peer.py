@@ -7,7 +7,6 @@ first line is {"event": "ready", …}. The node ends with its stdin. It runs und
 and what it says of itself goes to stderr. Its two arguments are an empty directory and JSON:
 
     psk       text of a swarm.key file; without it the node is on no private network
-    routing   Kubo's Routing.Type
 
 It listens on loopback alone and knows nobody until it is told.
 """
@@ -75,7 +74,7 @@ def configure() -> None:
     config["Bootstrap"] = []
     config["Addresses"] |= {"Swarm": ["/ip4/127.0.0.1/tcp/0"], "API": [], "Gateway": []}
     config["Discovery"]["MDNS"]["Enabled"] = False
-    config["Routing"]["Type"] = SETTINGS.get("routing", "dht")
+    config["Routing"]["Type"] = "dht"
     config["Swarm"]["DisableNatPortMap"] = True
     config["Swarm"]["EnableHolePunching"] = False
     config["Swarm"]["RelayClient"] = {"Enabled": False}

@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -92,7 +92,9 @@ def test_what_ends_a_running_node_is_logged_with_its_trace(
 
     @asynccontextmanager
     async def open_node(config: Config) -> AsyncIterator[None]:
-        async with trio.open_nursery() as nursery:
+        async with AsyncExitStack() as stack:
+            for _ in range(15):
+                nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(fail)
             yield
 

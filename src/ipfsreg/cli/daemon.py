@@ -6,7 +6,7 @@ import logging
 import resource
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import trio
 
@@ -37,13 +37,23 @@ async def _run(config: Config) -> None:
                 async with open_node(config):
                     started.set()
                     await stopping.wait()
-            except Exception:
+            except Exception as error:
                 # What keeps a node from starting, the command line says in one sentence. What ends a running one has
                 # to be understood afterwards.
                 if started.is_set():
-                    logger.critical("a part of the node failed, it ends", exc_info=True)
+                    for failure in _failures_in(error):
+                        logger.critical("a part of the node failed, it ends", exc_info=failure)
                 raise
             nursery.cancel_scope.cancel()
+
+
+def _failures_in(error: BaseException) -> Iterator[BaseException]:
+    """What went wrong, without the nurseries around it: a trace of groups ends at the tenth level, above the cause."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _failures_in(inner)
+    else:
+        yield error
 
 
 async def _watch(

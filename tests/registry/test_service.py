@@ -25,6 +25,7 @@ from ipfsreg.errors import (
     ManifestBlobUnknown,
     ManifestUnknown,
     NameUnknown,
+    StoreError,
     StoreFull,
     UploadInvalid,
     UploadUnknown,
@@ -370,6 +371,38 @@ async def test_two_pushes_of_one_tag_at_once_both_count_and_one_wins(alice: Site
     assert (await alice.registry.stat_manifest(APP, LATEST)).digest in digests
     for digest in digests:
         assert (await alice.registry.stat_manifest(APP, digest)).digest == digest
+
+
+async def test_moves_of_a_tag_keep_their_order_when_the_clock_steps_back(
+    alice: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([5_000_000_000_000, 5_000_000_000_000, 1_000_000_000])
+    monkeypatch.setattr("ipfsreg.registry.manifests.time.time_ns", lambda: next(clock))
+    await push_blob(alice.registry, APP, b"{}")
+    documents = [manifest_of(b"{}", annotations={"n": str(number)}) for number in range(3)]
+    for document in documents:
+        await alice.registry.put_manifest(APP, LATEST, IMAGE, document)
+    moves = [MoveRecord.decode(value).to for _, value in alice.names.scan(catalog.history_prefix(APP, LATEST))]
+    assert moves == [Digest.of(document) for document in documents]
+
+
+async def test_a_store_that_fails_the_work_behind_does_not_end_the_registry(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[float] = []
+
+    class Failing(MemoryBlobStore):
+        async def expire_uploads(self, older_than_s: float) -> int:
+            tried.append(trio.current_time())
+            if len(tried) == 1:
+                raise StoreError("the disk is slow today")
+            return await super().expire_uploads(older_than_s)
+
+    async with open_site(MemorySwarm(), "alice", tmp_path, Failing) as alice:
+        await trio.sleep(3 * 3600)
+        await push_image(alice.registry, APP, "latest", b"layer")
+    assert len(tried) > 2
+    assert "the disk is slow today" in caplog.text
 
 
 async def test_a_manifest_may_name_more_blobs_than_one_delta_takes(

@@ -165,3 +165,16 @@ async def test_files_nobody_knows_are_swept_and_known_ones_stay(tmp_path: Path) 
         assert blobs.open(Digest.of(LAYER)).path.exists()
         assert (store / "arriving" / f"sha256-{Digest.of(FETCHED).hex}").exists()
     assert os.listdir(store / "scratch") == []
+
+
+async def test_a_lost_database_does_not_cost_the_blobs(tmp_path: Path) -> None:
+    lost = [tmp_path / "store" / "blobs" / "sha256" / f"{number:02x}" / f"{number:064x}" for number in range(65)]
+    for path in lost:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"a blob of a node whose node.db is gone")
+    async with open_in(tmp_path) as (_, blobs):
+        await blobs._shelf.sweep()
+        assert all(path.exists() for path in lost)
+        await blobs.put_whole(bytes(100_000))
+        await blobs._shelf.sweep()
+        assert all(path.exists() for path in lost)

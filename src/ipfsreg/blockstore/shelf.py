@@ -38,6 +38,9 @@ from ipfsreg.oci.digest import Digest
 
 logger = logging.getLogger(__name__)
 
+STRAY_FILES = 64
+"""A crash leaves few files of pushes under way. Where more are unknown, the database is missing something."""
+
 
 class Shelf:
     """Shared by everything in the store that begins or ends a blob."""
@@ -191,7 +194,16 @@ class Shelf:
             (self.disk.blob_files, self._is_blob),
             (self.disk.arriving_files, self._is_arriving),
         ):
-            for path, digest in await trio.to_thread.run_sync(lambda files=files: list(files())):
+            found = await trio.to_thread.run_sync(lambda files=files: list(files()))
+            unknown = sum(digest is None or not is_known(digest) for _, digest in found)
+            if unknown > STRAY_FILES:
+                logger.error(
+                    "the database knows nothing of %d files in %s: was node.db lost? They are left alone",
+                    unknown,
+                    self.disk.directory,
+                )
+                continue
+            for path, digest in found:
                 # Looked up and deleted without a pause: whoever publishes is either in `_placing` or has a row.
                 if digest is not None:
                     self.recall(digest)

@@ -54,6 +54,8 @@ class Target:
     """What refusing may look like."""
     is_protobuf: bool = False
     """Whether inputs are nested protobufs, and so are best changed field by field."""
+    memory_factor: int = MEMORY_FACTOR
+    """Another one where the input is small anyhow."""
     weight: float = field(default=1.0, compare=False)
     """Share of the inputs of a run, where one costs much more than elsewhere."""
 
@@ -93,7 +95,7 @@ def _run(target: Target, data: bytes, *, memory: bool) -> float:
         if memory:
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
-    if memory and peak > MEMORY_FLOOR_BYTES + MEMORY_FACTOR * len(data):
+    if memory and peak > MEMORY_FLOOR_BYTES + target.memory_factor * len(data):
         raise Broken(target, data, f"it took {peak} bytes of memory")
     return sign * max(took, 1e-9)
 

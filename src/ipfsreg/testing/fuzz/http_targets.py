@@ -137,5 +137,6 @@ TARGETS = (
         ),
         MAX_HEAD_BYTES,
         (RegistryError,),
+        memory_factor=160,  # each percent sign is an object, for a moment
     ),
 )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ipfsreg.testing.fuzz import data_targets, http_targets, peer_targets
+from ipfsreg.testing.fuzz import data_targets, http_targets, peer_targets, wire_targets
 from ipfsreg.testing.fuzz.harness import Target
 
-TARGETS: dict[str, Target] = {
-    target.name: target for target in (*data_targets.TARGETS, *http_targets.TARGETS, *peer_targets.TARGETS)
-}
+_ROOMS = (data_targets, http_targets, wire_targets, peer_targets)
+
+TARGETS: dict[str, Target] = {target.name: target for room in _ROOMS for target in room.TARGETS}
 """By name."""
 
 

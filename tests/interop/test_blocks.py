@@ -18,14 +18,13 @@ from ipfsreg.blockstore.interface import BlobStore
 from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.database import open_database
 from ipfsreg.ipld.builder import KUBO_V1, LITE, PROFILES, V0_2015, V1_2025, Profile, build
-from ipfsreg.ipld.cid import DAG_PB, Cid
 from ipfsreg.node import psk_of
-from ipfsreg.oci.digest import Digest
 from ipfsreg.p2p.addresses import split_peer
 from ipfsreg.p2p.host import Host, NetworkSettings, open_network
 from ipfsreg.p2p.identity import Identity
 from ipfsreg.p2p.interface import PeerInfo
 from ipfsreg.testing.daemons import Cluster, Daemon
+from ipfsreg.testing.fetching import fetch_file
 from ipfsreg.testing.js_peer import open_js_peer
 from ipfsreg.testing.kubo_peer import open_kubo_peer
 from ipfsreg.testing.pushing import Client
@@ -34,7 +33,6 @@ pytestmark = pytest.mark.interop
 
 MIB = 1024 * 1024
 LARGE = 256 * MIB
-GIVE_UP_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -46,20 +44,8 @@ class Ours:
     bitswap: Bitswap
 
     async def fetch(self, path: Path, root: str) -> None:
-        """Fetch the file at *path* by its root into a blob, whose digest is checked."""
-        content = await trio.Path(path).read_bytes()
-        digest = Digest.of(content)
-        partial = await self.blobs.open_partial(digest, len(content), Cid.parse(root))
-        with self.bitswap.session(Cid.parse(root)) as session:
-            session.want(partial.wanted())
-            while session.missing:
-                arrival = await session.receive_within(GIVE_UP_S)
-                assert arrival is not None
-                await partial.put(arrival.block)
-                if arrival.block.cid.codec == DAG_PB:
-                    session.want(partial.wanted())
-        info = await partial.complete()
-        assert (info.digest, info.size) == (digest, len(content))
+        """Fetch what the file at *path* holds by its root."""
+        await fetch_file(self.bitswap, self.blobs, path, root)
 
 
 @asynccontextmanager

@@ -164,7 +164,7 @@ class JsPeer:
         )
         return str(root)
 
-    async def cat(self, cid: str, timeout_s: float = 60.0) -> tuple[str, int]:
+    async def cat(self, cid: str, timeout_s: float = 100.0) -> tuple[str, int]:
         """Fetch a whole file from whoever has it; return its sha256 in hex, and its size."""
         answer = await self.process.call("cat", cid=cid, seconds=timeout_s, timeout_s=timeout_s + 5)
         return answer["sha256"], answer["size"]

@@ -62,7 +62,7 @@ class KuboPeer:
         """Import a file as `ipfs add` does (CIDv0, chunks of 256 KiB); return its root."""
         return str(await self.process.call("add", path=str(path)))
 
-    async def cat(self, cid: str, timeout_s: float = 60.0) -> tuple[str, int]:
+    async def cat(self, cid: str, timeout_s: float = 100.0) -> tuple[str, int]:
         """Fetch a whole file from whoever has it; return its sha256 in hex, and its size."""
         path = self.directory / f"got-{cid}"
         answer = await self.process.call("cat", cid=cid, path=str(path), timeout_s=timeout_s)

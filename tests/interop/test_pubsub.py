@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -211,6 +212,7 @@ async def test_a_mixed_swarm_hears_every_message_and_finds_none_malformed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Three of ours, two of js-libp2p, one Kubo, in a ring with two chords, for twenty seconds."""
+    caplog.set_level(logging.INFO, logger="ipfsreg.pubsub")  # where garbage of a peer is told
     dice = random.Random(5)
     published: dict[bytes, PeerId] = {}
     complaints: list[str] = []

@@ -71,6 +71,7 @@ def test_text_and_binary_form_agree_with_the_specification(text: str, binary: st
 def test_a_trailing_peer_is_no_part_of_an_address() -> None:
     assert normal_form(f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}") == "/ip4/1.2.3.4/tcp/1"
     assert decode_addr(encode_addr(f"/ip4/1.2.3.4/udp/1/quic-v1/p2p/{PEER}")) == "/ip4/1.2.3.4/udp/1/quic-v1"
+    assert normal_form(f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}/p2p/{PEER}/p2p/{PEER}") == "/ip4/1.2.3.4/tcp/1"
     relayed = f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}/p2p-circuit"
     assert normal_form(relayed) == relayed
     head, peer = split_peer(f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}")

@@ -104,7 +104,12 @@ def normal_form(text: str) -> str:
     if len(text) > MAX_ADDR_CHARS:
         raise MalformedData(f"a multiaddr of {len(text)} characters")
     ours = parse_dialable(text)
-    return str(ours) if ours is not None else _without_peer(_foreign(text))
+    if ours is not None:
+        return str(ours)
+    whole = _foreign(text)
+    head = _without_peer(whole)
+    # Two peers one behind the other mean nothing, but are a multiaddr; what is left of it has one form as well.
+    return head if head == whole else normal_form(head)
 
 
 def decode_addr(raw: bytes) -> str:

@@ -25,6 +25,7 @@ from ipfsreg.errors import MalformedData
 from ipfsreg.ipld.block import Block
 from ipfsreg.ipld.cid import DAG_PB, RAW, Cid
 from ipfsreg.ipld.dag_pb import PBLink, PBNode
+from ipfsreg.ipld.protobuf import bytes_field, varint_field
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "crdt_vectors.json").read_text())
 NODES: list[dict[str, Any]] = VECTORS["vectors"]
@@ -180,6 +181,13 @@ def test_a_node_that_breaks_a_rule_keeps_its_links_and_has_a_fault(delta: Delta)
     node = parse_node(node_block(delta.encode(), SOME))
     assert node.links == (SOME,)
     assert node.fault
+
+
+def test_a_million_empty_changes_are_one_fault() -> None:
+    delta = bytes_field(1, b"") * 500_000 + bytes_field(2, b"") * 500_000 + varint_field(3, 1)
+    node = parse_node(Block.of(PBNode((), delta).encode(), DAG_PB))
+    assert (node.delta.elements, node.delta.tombstones) == ((Element("", b""),), (Tombstone("", ""),))
+    assert node.fault is not None
 
 
 def test_a_link_to_what_can_be_no_node_is_a_fault() -> None:

@@ -117,19 +117,28 @@ class Delta:
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> Delta:
-        """Read a Delta; unknown fields are passed over, as are known ones of the wrong type. Raises MalformedData."""
+        """Read a Delta; unknown fields are passed over, as are known ones of the wrong type. Raises MalformedData.
+
+        Of elements and of tombstones with nothing in them the first is kept: it makes the node one that does not
+        count, and a block has room for a million, which would take 64 MiB and a second.
+        """
         elements: list[Element] = []
         tombstones: list[Tombstone] = []
+        hollow: set[int] = set()
         priority, dag_name = 0, ""
         for number, value in read_fields(data):
             if number == 3 and isinstance(value, int):
                 priority = value
-            elif isinstance(value, int):
+            elif isinstance(value, int) or (number in hollow and not value):
                 continue
             elif number == 1:
+                if not value:
+                    hollow.add(1)
                 key, _, content = _decode_element(value)
                 elements.append(Element(key, content))
             elif number == 2:
+                if not value:
+                    hollow.add(2)
                 key, removed, _ = _decode_element(value)
                 tombstones.append(Tombstone(key, removed))
             elif number == 4:

@@ -6,7 +6,7 @@ protobuf fields. Then the corpus it found is blown up to the largest sizes and t
 and memory are measured. What breaks a promise is printed and ends the run with status 1.
 
     pip install -e .[fuzz]
-    nice -n 19 python bench/fuzz.py --inputs 12000000             # about an hour on one core
+    nice -n 19 python bench/fuzz.py --inputs 12000000             # 20 minutes on half a busy core
     nice -n 19 python bench/fuzz.py --seconds 300 --save          # short; keep new inputs in tests/vectors/fuzz
     python bench/fuzz.py --only gossip_rpc yamux --seconds 60
 """

@@ -25,6 +25,10 @@ class PeerId:
     raw: bytes
     """The binary multihash, as it travels on the wire."""
 
+    def __hash__(self) -> int:
+        # Peers are keys of many tables, and bytes remember their hash where a tuple of fields does not.
+        return hash(self.raw)
+
     @classmethod
     def parse(cls, text: str) -> PeerId:
         """Read the base58 form (`12D3KooW…`, `Qm…`).

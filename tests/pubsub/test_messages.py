@@ -160,6 +160,24 @@ def test_ids_that_are_too_long_to_be_remembered_are_passed_over() -> None:
     assert rpc == Rpc(ihave=(IHave("t", (short,)),), iwant=(short,))
 
 
+@given(st.lists(st.binary(max_size=MAX_ID_BYTES), max_size=6), st.integers(0, 6), st.booleans())
+def test_ids_are_read_whatever_stands_between_them(ids: list[bytes], place: int, in_front: bool) -> None:
+    entries = [bytes_field(2, each) for each in ids]
+    entries.insert(place, bytes_field(9, b"later"))
+    entries.insert(0 if in_front else place, bytes_field(1, b"t"))
+    assert decode_rpc(bytes_field(3, bytes_field(1, b"".join(entries)))) == Rpc(ihave=(IHave("t", tuple(ids)),))
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_ids_cut_short_are_malformed_or_fewer_but_never_made_up(cut: int) -> None:
+    have = bytes_field(1, b"t") + bytes_field(2, b"first") + bytes_field(2, b"other")
+    try:
+        rpc = decode_rpc(bytes_field(3, bytes_field(1, have[:-cut])))
+    except MalformedData:
+        return
+    assert rpc.ihave[0].ids in ((), (b"first",))
+
+
 @pytest.mark.parametrize(
     "flood",
     [
@@ -167,9 +185,10 @@ def test_ids_that_are_too_long_to_be_remembered_are_passed_over() -> None:
         b"\x48\x00" * (MAX_FIELDS + 1),
         bytes_field(3, b"\x1a\x00" * MAX_FIELDS),
         bytes_field(3, bytes_field(2, b"\x0a\x00" * MAX_FIELDS)),
+        bytes_field(3, bytes_field(1, b"\x0a\x01t" + b"\x12\x00" * MAX_FIELDS)),
         bytes_field(2, b"\x48\x00" * MAX_FIELDS),
     ],
-    ids=["subscriptions", "unknown", "grafts", "iwant", "inside a message"],
+    ids=["subscriptions", "unknown", "grafts", "iwant", "ihave", "inside a message"],
 )
 def test_more_fields_than_anyone_needs_are_malformed(flood: bytes) -> None:
     with pytest.raises(MalformedData, match="fields"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ipfsreg.ipld.varint import decode_varint
 from ipfsreg.pubsub.events import Urgency
-from ipfsreg.pubsub.outbox import Frame, Outbox, OutboxSettings
+from ipfsreg.pubsub.messages import Rpc, Subscription, decode_rpc, encode_rpc
+from ipfsreg.pubsub.outbox import MAX_JOINED_BYTES, Frame, Outbox, OutboxSettings, pack
 from ipfsreg.testing.gossip import numbered_peer, unsigned_message
 
 CONTROL, OWN, FORWARD, GOSSIP = Urgency.CONTROL, Urgency.OWN, Urgency.FORWARD, Urgency.GOSSIP
@@ -96,3 +98,36 @@ def test_a_stuck_outbox_does_not_begin_stuck_again_and_keeps_the_newest() -> Non
     kept = [each.data[0] for each in outbox.take(1000)]
     assert kept
     assert kept == list(range(20))[-len(kept) :]
+
+
+def unpack(data: bytes) -> list[Rpc]:
+    found, position = [], 0
+    while position < len(data):
+        length, start = decode_varint(data, position)
+        position = start + length
+        found.append(decode_rpc(data[start:position]))
+    return found
+
+
+def test_messages_side_by_side_travel_as_one_rpc_and_nothing_else_is_joined() -> None:
+    first, second, third = (unsigned_message(numbered_peer(1), number, "t", b"said") for number in (1, 2, 3))
+    hello = Rpc(subscriptions=(Subscription(True, "t"),))
+    frames = [
+        Frame(encode_rpc(hello), CONTROL),
+        Frame(encode_rpc(Rpc(messages=(first,))), OWN, first),
+        Frame(encode_rpc(Rpc(messages=(second,))), FORWARD, second),
+        Frame(encode_rpc(hello), GOSSIP),
+        Frame(encode_rpc(hello), GOSSIP),
+        Frame(encode_rpc(Rpc(messages=(third,))), FORWARD, third),
+    ]
+    together = Rpc(messages=(first, second))
+    assert unpack(pack(frames)) == [hello, together, hello, hello, Rpc(messages=(third,))]
+    assert pack([]) == b""
+
+
+def test_joined_messages_stay_small_and_a_large_one_travels_alone() -> None:
+    sizes = (MAX_JOINED_BYTES // 2, MAX_JOINED_BYTES // 4, MAX_JOINED_BYTES // 2, 3 * MAX_JOINED_BYTES, 1)
+    messages = [unsigned_message(numbered_peer(1), size, "t", bytes(size)) for size in sizes]
+    frames = [Frame(encode_rpc(Rpc(messages=(message,))), FORWARD, message) for message in messages]
+    assert [len(rpc.messages) for rpc in unpack(pack(frames))] == [2, 1, 1, 1]
+    assert [message for rpc in unpack(pack(frames)) for message in rpc.messages] == messages

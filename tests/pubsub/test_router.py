@@ -141,6 +141,16 @@ def test_a_message_is_delivered_once_and_passed_to_the_mesh_but_not_back() -> No
     assert bench.router.stats.duplicates == 1
 
 
+def test_what_its_author_told_us_is_marked_because_he_tells_our_neighbours_too() -> None:
+    bench = Bench()
+    bench.add(1, 2, 3, graft=True)
+    marks = []
+    for seqno, source in enumerate((MARY, numbered_peer(2))):
+        events = bench.say(source, Rpc(messages=(message(seqno),)))
+        marks += [event.from_author for event in events if isinstance(event, Send)]
+    assert marks == [True, False]
+
+
 def test_our_own_message_goes_to_every_peer_in_the_topic_and_before_others() -> None:
     bench = Bench()
     bench.add(*range(20))

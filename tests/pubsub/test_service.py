@@ -339,6 +339,47 @@ async def test_a_peer_that_never_reads_holds_up_nobody(
         assert alice.joined.count(peer_of("carol")) >= 2
 
 
+async def test_a_send_without_progress_is_given_up_and_its_message_arrives_on_the_next_stream(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    swarm = MemorySwarm()
+    settings = PubSubSettings(send_deadline_s=5)
+    async with open_node(swarm, "alice", settings) as alice, open_node(swarm, "bob") as bob:
+        await connect(alice, bob)
+        await trio.sleep(1)
+        swarm.stall(alice.endpoint, bob.endpoint)
+        await alice.topic.publish(bytes(1_000_000))
+        await trio.sleep(4)
+        assert "takes nothing any more" not in caplog.text
+        await trio.sleep(4)
+        assert caplog.text.count("takes nothing any more") == 1
+        swarm.resume(alice.endpoint, bob.endpoint)
+        await trio.sleep(5)
+        assert bob.messages == [bytes(1_000_000)]
+
+
+async def test_what_lingers_leaves_in_time_and_at_once_with_what_is_urgent(autojump_clock: MockClock) -> None:
+    swarm = MemorySwarm()
+    patient = PubSubSettings(linger_s=10, author_linger_s=20)
+    async with (
+        open_node(swarm, "alice") as alice,
+        open_node(swarm, "bob", patient) as bob,
+        open_node(swarm, "carol") as carol,
+    ):
+        await connect(alice, bob)
+        await connect(bob, carol)
+        await trio.sleep(2)
+        await alice.topic.publish(b"forwarded with the next")
+        await trio.sleep(0.1)
+        assert (bob.messages, carol.messages) == ([b"forwarded with the next"], [])
+        await bob.topic.publish(b"urgent")
+        await trio.sleep(0.1)
+        assert carol.messages == [b"urgent", b"forwarded with the next"]
+        await alice.topic.publish(b"forwarded alone")
+        await trio.sleep(26)
+        assert carol.messages[2:] == [b"forwarded alone"]
+
+
 async def test_own_messages_in_flight_on_a_broken_stream_are_sent_on_the_next(autojump_clock: MockClock) -> None:
     swarm = MemorySwarm()
     async with open_node(swarm, "alice") as alice, open_stranger(swarm, alice, listens=False) as carol:

@@ -7,7 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from ipfsreg.pubsub.interface import MessagesDropped, PeerJoined, TopicMessage
-from ipfsreg.pubsub.subscription import MAX_JOINED, Subscription
+from ipfsreg.pubsub.subscription import MAX_JOINED, MAX_RUN, Subscription
 from ipfsreg.testing.gossip import numbered_peer
 from ipfsreg.testing.network import peer_of
 
@@ -44,6 +44,25 @@ async def test_peers_that_wait_to_be_told_are_bounded() -> None:
     told = [await anext(queue) for _ in range(MAX_JOINED + 1)]
     assert told[0] == PeerJoined(numbered_peer(1))
     assert told[-1] == message(b"last")
+
+
+async def test_a_reader_with_much_to_read_lets_others_run() -> None:
+    queue = Subscription(max_messages=1000, max_bytes=1000)
+    turns = 0
+
+    async def wait_for_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait_for_turns)
+        for _ in range(10 * MAX_RUN):
+            queue.put_message(message(b"1"))
+            await anext(queue)
+        nursery.cancel_scope.cancel()
+    assert turns >= 5
 
 
 async def test_a_reader_cancelled_while_it_waits_loses_nothing() -> None:

@@ -28,7 +28,12 @@ def read_fields(data: bytes | bytearray | memoryview) -> Iterator[tuple[int, Fie
     view = memoryview(data)
     position, end = 0, len(view)
     while position < end:
-        tag, position = decode_varint(view, position)
+        # One byte for nearly every tag and most lengths: calls for them would be half the cost of reading a message.
+        tag = view[position]
+        if tag < 0x80:
+            position += 1
+        else:
+            tag, position = decode_varint(view, position)
         number, kind = tag >> 3, tag & 7
         if not 0 < number <= MAX_FIELD_NUMBER:
             raise MalformedData(f"protobuf field number {number}")
@@ -37,7 +42,10 @@ def read_fields(data: bytes | bytearray | memoryview) -> Iterator[tuple[int, Fie
             yield number, value
             continue
         if kind == BYTES:
-            length, position = decode_varint(view, position)
+            if position < end and (length := view[position]) < 0x80:
+                position += 1
+            else:
+                length, position = decode_varint(view, position)
         elif kind in (FIXED32, FIXED64):
             length = 4 if kind == FIXED32 else 8
         else:
@@ -51,6 +59,8 @@ def read_fields(data: bytes | bytearray | memoryview) -> Iterator[tuple[int, Fie
 
 def bytes_field(number: int, value: bytes | bytearray | memoryview) -> bytes:
     """One length-delimited field, written also when empty."""
+    if number < 16 and len(value) < 0x80:
+        return bytes((number << 3 | BYTES, len(value))) + value
     return encode_varint(number << 3 | BYTES) + encode_varint(len(value)) + bytes(value)
 
 

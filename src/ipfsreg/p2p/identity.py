@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from enum import IntEnum
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -33,6 +34,9 @@ MAX_INLINE_KEY_BYTES = 42
 """Public keys up to this size are carried whole in the peer ID."""
 
 MAX_SIGNATURE_BYTES = MAX_RSA_BITS // 8
+
+KEYS_KEPT = 1024
+"""Public keys kept in their loaded form, a few KiB each: every gossip message of an author needs his."""
 
 SHA2_256, IDENTITY = 0x12, 0x00
 """Multihash codes."""
@@ -141,6 +145,7 @@ def verify(public_key: bytes, data: bytes, signature: bytes) -> bool:
     return True
 
 
+@lru_cache(maxsize=KEYS_KEPT)
 def _load_public_key(public_key: bytes) -> PublicKey:
     kind, raw = _decode_key(public_key)
     try:

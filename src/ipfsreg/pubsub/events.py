@@ -29,6 +29,8 @@ class Send:
     peers: tuple[PeerId, ...]
     rpc: Rpc
     urgency: Urgency
+    from_author: bool = False
+    """Forwards what its author itself told us: most likely he told *peers* too, and it may wait for that to show."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,9 @@ Spec: libp2p/specs pubsub/README.md, gossipsub v1.0 to v1.2. Written here and no
 - a signature covers the exact bytes of a message without signature and key: their layout is part of the contract;
 - reading has to be bounded by the number of fields too: a mebibyte holds half a million empty ones.
 
+Most of what comes in a busy topic is known: messages for the fifth time, and once a heartbeat ids by the thousand. Ids
+are therefore read by short cuts that know how everybody lays them out; any other layout is read field by field.
+
 Every RPC travels behind a varint with its length (`p2p/framing.py`).
 """
 
@@ -56,8 +59,9 @@ class Message:
 
     @property
     def signed_bytes(self) -> bytes:
-        """What the signature is over."""
-        return SIGN_PREFIX + unsigned_bytes(self.author, self.seqno, self.topic, self.data)
+        """What the signature is over: all of `encoded` but signature and key, which come last."""
+        behind = len(bytes_field(5, self.signature)) + (len(bytes_field(6, self.key)) if self.key is not None else 0)
+        return SIGN_PREFIX + self.encoded[:-behind]
 
 
 def unsigned_bytes(author: bytes, seqno: bytes, topic: str, data: bytes) -> bytes:
@@ -252,7 +256,7 @@ class _Decoder:
 
     def _read_message(self, data: memoryview) -> Message | bytes | None:
         """The message, or its id where it is known, or None where it is malformed."""
-        skimmed = _skim_id(data)
+        skimmed = _skim_id(bytes(data))
         if skimmed is not None and self._is_known(skimmed):
             return skimmed
         parts: dict[int, memoryview] = {}
@@ -269,8 +273,12 @@ class _Decoder:
         return Message(author, seqno, _text(parts[4]), bytes(parts[2]), bytes(parts[5]), key)
 
     def _read_ihave(self, data: memoryview) -> IHave:
-        topic, ids = "", []
-        for number, value in self._fields(data):
+        topic, position = "", 0
+        if len(data) > 1 and data[0] == 0x0A and data[1] < min(0x80, len(data) - 1):
+            position = 2 + data[1]
+            topic = _text(data[2:position])
+        ids, position = self._skim_ids(bytes(data), position, 0x12)
+        for number, value in self._fields(data[position:]):
             if number == 1:
                 topic = _text(value)
             elif number == 2 and len(expect_bytes(value)) <= MAX_ID_BYTES:
@@ -278,11 +286,26 @@ class _Decoder:
         return IHave(topic, tuple(ids))
 
     def _read_ids(self, data: memoryview) -> list[bytes]:
-        return [
-            bytes(expect_bytes(value))
-            for number, value in self._fields(data)
-            if number == 1 and len(expect_bytes(value)) <= MAX_ID_BYTES
-        ]
+        ids, position = self._skim_ids(bytes(data), 0, 0x0A)
+        for number, value in self._fields(data[position:]):
+            if number == 1 and len(expect_bytes(value)) <= MAX_ID_BYTES:
+                ids.append(bytes(expect_bytes(value)))
+        return ids
+
+    def _skim_ids(self, data: bytes, position: int, tag: int) -> tuple[list[bytes], int]:
+        """The run of short ids behind *tag* that begins at *position*, a sixth of the cost of reading it field by
+        field, and where it ends: at the end of *data*, or at whatever is to be read with care."""
+        ids: list[bytes] = []
+        last, room = len(data) - 1, self._left
+        while position < last and data[position] == tag and len(ids) < room:
+            start = position + 2
+            end = start + data[start - 1]
+            if data[start - 1] >= 0x80 or end > last + 1:
+                break
+            ids.append(data[start:end])
+            position = end
+        self._left -= len(ids)
+        return ids, position
 
     def _read_graft(self, data: memoryview) -> str:
         topic = ""
@@ -312,7 +335,7 @@ class _Decoder:
         return ExchangedPeer(peer, record)
 
 
-def _skim_id(data: memoryview) -> bytes | None:
+def _skim_id(data: bytes) -> bytes | None:
     """The id of a message laid out as everybody does, a fifth of the cost of reading it; None for any other layout."""
     size = len(data)
     if size < 2 or data[0] != 0x0A or data[1] >= 0x80:
@@ -321,10 +344,10 @@ def _skim_id(data: memoryview) -> bytes | None:
     if author_end >= size or data[author_end] != 0x12:
         return None
     length, data_start = decode_varint(data, author_end + 1)
-    tail = bytes(data[data_start + length : data_start + length + 2 + SEQNO_BYTES])
+    tail = data[data_start + length : data_start + length + 2 + SEQNO_BYTES]
     if len(tail) != 2 + SEQNO_BYTES or tail[0] != 0x1A or tail[1] != SEQNO_BYTES:
         return None
-    return bytes(data[2:author_end]) + tail[2:]
+    return data[2:author_end] + tail[2:]
 
 
 def _text(value: FieldValue) -> str:

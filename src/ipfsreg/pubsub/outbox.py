@@ -9,9 +9,10 @@ peer turns out to have while it waits here is not sent at all.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from ipfsreg.ipld.varint import encode_varint
 from ipfsreg.pubsub.events import Urgency
 from ipfsreg.pubsub.messages import Message
 
@@ -32,9 +33,13 @@ class OutboxSettings:
     """Above: the peer is stuck."""
 
 
+MAX_JOINED_BYTES = 64 * 1024
+"""Messages joined into one RPC: enough to spread what an RPC costs, and far below what every implementation takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One RPC, encoded, with its length prefix."""
+    """One RPC, encoded."""
 
     data: bytes
     urgency: Urgency
@@ -42,42 +47,62 @@ class Frame:
     """The message in it, if that is all there is."""
 
 
+def pack(frames: Iterable[Frame]) -> bytes:
+    """*frames* as they travel: RPCs, each behind its length.
+
+    Neighbours with nothing but a message become one RPC; protobuf has it that two bodies in a row are the RPC of both.
+    An RPC costs its reader, here or elsewhere, as much as several messages it knows.
+    """
+    parts: list[bytes] = []
+    run: list[bytes] = []
+    size = 0
+    for frame in frames:
+        if run and (frame.message is None or size + len(frame.data) > MAX_JOINED_BYTES):
+            parts += (encode_varint(size), *run)
+            run, size = [], 0
+        if frame.message is None:
+            parts += (encode_varint(len(frame.data)), frame.data)
+        else:
+            run.append(frame.data)
+            size += len(frame.data)
+    if run:
+        parts += (encode_varint(size), *run)
+    return b"".join(parts)
+
+
 class _Queue:
     """Frames of one urgency, first in, first out; those with a message can be found by its id."""
 
     def __init__(self) -> None:
-        self._frames: OrderedDict[bytes | int, Frame] = OrderedDict()
+        self.frames: OrderedDict[bytes | int, Frame] = OrderedDict()
         self._count = 0
         self.size = 0
 
-    def __len__(self) -> int:
-        return len(self._frames)
-
     def __iter__(self) -> Iterator[Frame]:
-        return iter(self._frames.values())
+        return iter(self.frames.values())
 
     def append(self, frame: Frame) -> None:
         self._count += 1
         key = frame.message.id if frame.message else self._count
-        if key not in self._frames:
-            self._frames[key] = frame
+        if key not in self.frames:
+            self.frames[key] = frame
             self.size += len(frame.data)
 
     def first(self) -> Frame:
-        return next(iter(self._frames.values()))
+        return next(iter(self.frames.values()))
 
     def pop_first(self) -> Frame:
-        _, frame = self._frames.popitem(last=False)
+        _, frame = self.frames.popitem(last=False)
         self.size -= len(frame.data)
         return frame
 
     def cancel(self, id_: bytes) -> None:
-        frame = self._frames.pop(id_, None)
+        frame = self.frames.pop(id_, None)
         if frame is not None:
             self.size -= len(frame.data)
 
     def is_above(self, frames: int, size: int) -> bool:
-        return len(self._frames) >= frames or self.size >= size
+        return len(self.frames) >= frames or self.size >= size
 
 
 class Outbox:
@@ -88,12 +113,7 @@ class Outbox:
         self._queues = [_Queue() for _ in Urgency]
 
     def __bool__(self) -> bool:
-        return any(self._queues)
-
-    @property
-    def is_urgent(self) -> bool:
-        """Whether anything waits that should leave at once."""
-        return bool(self._queues[Urgency.CONTROL] or self._queues[Urgency.OWN])
+        return any(queue.frames for queue in self._queues)
 
     def put(self, frame: Frame) -> bool:
         """Queue *frame*; False if it found no room and was dropped."""
@@ -128,10 +148,10 @@ class Outbox:
         taken: list[Frame] = []
         size = 0
         for queue in self._queues:
-            while queue and (not taken or size + len(queue.first().data) <= max_bytes):
+            while queue.frames and (not taken or size + len(queue.first().data) <= max_bytes):
                 taken.append(queue.pop_first())
                 size += len(taken[-1].data)
-            if queue:
+            if queue.frames:
                 break
         return taken
 

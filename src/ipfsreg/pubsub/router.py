@@ -75,7 +75,8 @@ class _Peer:
     """Ids (and topics) of what was dropped on the way to it."""
 
     def does_not_want(self, id_: bytes) -> bool:
-        return any(id_ in window for window in self.unwanted)
+        newest, middle, oldest = self.unwanted
+        return id_ in newest or id_ in middle or id_ in oldest
 
 
 @dataclass(slots=True)
@@ -260,13 +261,17 @@ class Router:
             if told:
                 events.append(Send(told, Rpc(idontwant=(message.id,)), Urgency.GOSSIP))
         flooded = [peer for peer in topic.peers if self._peers[peer].dialect is Dialect.FLOODSUB]
+        have_it = (source.raw, message.author)
         peers = tuple(
-            peer
-            for peer in (*topic.mesh, *flooded)
-            if peer != source and peer.raw != message.author and not self._peers[peer].does_not_want(message.id)
+            [
+                peer
+                for peer in (*topic.mesh, *flooded)
+                if peer.raw not in have_it and not self._peers[peer].does_not_want(message.id)
+            ]
         )
         if peers:
-            events.append(Send(peers, Rpc(messages=(message,)), Urgency.FORWARD))
+            rpc = Rpc(messages=(message,))
+            events.append(Send(peers, rpc, Urgency.FORWARD, from_author=source.raw == message.author))
         return events
 
     def receive_control(self, peer: PeerId, rpc: Rpc, *, now: float) -> list[Event]:

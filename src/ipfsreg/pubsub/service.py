@@ -4,6 +4,13 @@ To each peer that speaks one of the protocols we keep one stream for what we say
 one stream of what it says. Everything that decides is in `router.py`; every call into it is synchronous, so nothing
 can come between a decision and its queueing.
 
+What profiling taught: a message costs turns of the scheduler, not bytes. Each batch on a link is a turn for four tasks
+(link, writer, reader, stream) and three system calls; that was half the time, cancel scopes per turn another tenth, and
+a signature is 60 µs; one more duplicate in a batch that travels anyhow is little. So links that forward wait for each
+other's news and for more to say, woken by one task for all of them; a send has no cancel scope of its own; and what
+has waited rides along when something urgent leaves. With 16 nodes all connected it left 1.4 batches for a delivery, the
+author's own among them, and halved the time.
+
 A peer that says too much is not cut off: its stream is read more slowly, until the excess waits in its own memory.
 A peer that says garbage loses the stream, and standing.
 """
@@ -16,11 +23,11 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from math import inf
 
 import trio
 
 from ipfsreg.errors import LimitReached, MalformedData, NetworkError, PeerMisbehaved, ProtocolUnsupported
-from ipfsreg.ipld.varint import encode_varint
 from ipfsreg.p2p.framing import MessageReader
 from ipfsreg.p2p.interface import Network, PeerChange, PeerEvent, PeerInfo, Stream
 from ipfsreg.peer_id import PeerId
@@ -28,7 +35,7 @@ from ipfsreg.pubsub.events import Deliver, Event, Joined, MeshChanged, Recommend
 from ipfsreg.pubsub.interface import TopicEvent, TopicMessage
 from ipfsreg.pubsub.messages import SIGN_PREFIX, Message, Rpc, decode_rpc, encode_rpc, unsigned_bytes
 from ipfsreg.pubsub.messages import Subscription as SubscriptionEntry
-from ipfsreg.pubsub.outbox import Frame, Outbox, OutboxSettings
+from ipfsreg.pubsub.outbox import Frame, Outbox, OutboxSettings, pack
 from ipfsreg.pubsub.parameters import DIALECTS, RouterSettings
 from ipfsreg.pubsub.router import Router, RouterStats
 from ipfsreg.pubsub.screening import Bucket, Screen, ScreenSettings
@@ -70,11 +77,13 @@ class PubSubSettings:
     """Messages and RPCs of one peer that are read at full speed; above, reading slows down to the rate."""
     open_deadline_s: float = 10.0
     send_deadline_s: float = 15.0
-    """Without progress for this long the stream to a peer is given up and opened anew."""
+    """Without progress for this long the stream to a peer is given up and opened anew; looked at every heartbeat."""
     linger_s: float = 0.05
     """What others said is forwarded after a random time up to this: in batches, and not to who sends it to us first.
 
     Without it two neighbours in the mesh nearly always send each other the same message."""
+    author_linger_s: float = 0.1
+    """The same for what came from its author: he tells all his peers, and in a small swarm ours are his."""
     retry_s: float = 0.5
     max_retry_s: float = 30.0
     publish_patience_s: float = 1.0
@@ -102,18 +111,15 @@ class _Link:
         self.topics: tuple[str, ...] = ()
         """What the peer said it is in, kept while our stream to it is reopened."""
         self.unsent: list[Frame] = []
+        self.sending_since = inf
+        """When the send under way began."""
+        self.due = inf
+        """When what waits in the outbox has to leave."""
         self.open = trio.Event()
         self.work = trio.Event()
-        self.urgent = trio.Event()
+        """Set when something has to leave now."""
         self.room = trio.Event()
         self.nudge = trio.Event()
-
-    def put(self, frame: Frame) -> bool:
-        kept = self.outbox.put(frame)
-        self.work.set()
-        if frame.urgency <= Urgency.OWN:
-            self.urgent.set()
-        return kept
 
 
 class JoinedTopic:
@@ -156,6 +162,8 @@ class GossipService:
         self._settings = settings
         self._nursery = nursery
         self._rng = random.SystemRandom()
+        # Nobody gains by foreseeing how long a link lingers, and the system's dice cost a system call.
+        self._dice = random.Random()  # noqa: S311
         screen = Screen(settings.screen)
         self.router = Router(
             network.peer_id,
@@ -164,6 +172,8 @@ class GossipService:
             rng=self._rng,
         )
         self._links: dict[PeerId, _Link] = {}
+        self._lingering: dict[_Link, None] = {}
+        self._lingerers = trio.Event()
         self._topics: dict[str, Subscription] = {}
         self._dialling: set[PeerId] = set()
         # Nanoseconds are ahead of any count of messages a node can make: ids are fresh after a restart.
@@ -241,17 +251,36 @@ class GossipService:
     def _queue(self, send: Send) -> None:
         data = encode_rpc(send.rpc)
         message = send.rpc.messages[0] if send.rpc.messages else None
-        frame = Frame(encode_varint(len(data)) + data, send.urgency, message)
+        frame = Frame(data, send.urgency, message)
+        settings, now = self._settings, trio.current_time()
+        linger_s = settings.author_linger_s if send.from_author else settings.linger_s
         for peer in send.peers:
             link = self._links.get(peer)
             if link is None:
                 continue
-            if not link.put(frame):
+            if not link.outbox.put(frame):
                 if message is not None:
                     self.router.forgot_to_send(peer, message)
-            elif link.outbox.is_stuck and not link.stream_scope.cancel_called:
-                logger.warning("peer %s takes nothing any more: its pubsub stream is opened anew", peer)
-                link.stream_scope.cancel()
+            elif frame.urgency > Urgency.OWN:
+                self._linger(link, now, linger_s)
+            else:
+                link.work.set()
+                if link.outbox.is_stuck:
+                    self._reopen(link)
+
+    def _linger(self, link: _Link, now: float, linger_s: float) -> None:
+        """Let what waits on *link* leave within *linger_s*; what comes until then leaves with it."""
+        if link.due == inf:
+            link.due = now + linger_s * self._dice.random()
+            self._lingering[link] = None
+            self._lingerers.set()
+        elif link.due > now + linger_s:
+            link.due = now + linger_s
+
+    def _reopen(self, link: _Link) -> None:
+        if not link.stream_scope.cancel_called:
+            logger.warning("peer %s takes nothing any more: its pubsub stream is opened anew", link.peer)
+            link.stream_scope.cancel()
 
     def _consider(self, peer: PeerId) -> None:
         """Dial a peer that a mesh member recommended, if addresses of it are known."""
@@ -341,6 +370,7 @@ class GossipService:
                     await self._write(link, stream, refused)
         finally:
             link.open = trio.Event()
+            link.sending_since = inf
             link.topics = self.router.topics_of(link.peer)
             self._perform(self.router.remove_peer(link.peer, now=trio.current_time()))
             link.outbox.restart(link.unsent)
@@ -362,29 +392,42 @@ class GossipService:
 
     async def _write(self, link: _Link, stream: Stream, refused: list[ProtocolUnsupported]) -> None:
         try:
+            link.work.set()
             while True:
-                while not link.outbox:
-                    link.work = trio.Event()
-                    await link.work.wait()
-                if not link.outbox.is_urgent:
-                    link.urgent = trio.Event()
-                    with trio.move_on_after(self._rng.uniform(0, self._settings.linger_s)):
-                        await link.urgent.wait()
+                await link.work.wait()
                 link.unsent = link.outbox.take(BATCH_BYTES)
+                if not link.outbox:
+                    link.work = trio.Event()
+                    link.due = inf
+                    self._lingering.pop(link, None)
                 if not link.unsent:
                     continue
-                batch = memoryview(b"".join([frame.data for frame in link.unsent]))
+                batch = memoryview(pack(link.unsent))
                 for start in range(0, len(batch), BATCH_BYTES):
-                    with trio.fail_after(self._settings.send_deadline_s):
-                        await stream.send_all(batch[start : start + BATCH_BYTES])
+                    link.sending_since = trio.current_time()
+                    await stream.send_all(batch[start : start + BATCH_BYTES])
+                link.sending_since = inf
                 link.unsent = []
                 if not link.outbox.is_crowded:
                     link.room.set()
         except ProtocolUnsupported as error:
             refused.append(error)
-        except (NetworkError, trio.TooSlowError) as error:
+        except NetworkError as error:
             logger.debug("pubsub stream to %s: %s", link.peer, error)
         link.stream_scope.cancel()
+
+    async def wake_lingerers(self) -> None:
+        """Let what lingered leave when it is due: one sleeper for all links, twice a linger."""
+        while True:
+            await self._lingerers.wait()
+            await trio.sleep(self._settings.linger_s / 2)
+            now = trio.current_time()
+            for link in [link for link in self._lingering if link.due <= now]:
+                del self._lingering[link]
+                link.due = inf
+                link.work.set()
+            if not self._lingering:
+                self._lingerers = trio.Event()
 
     # ---------------------------------------------------------- streams from peers
 
@@ -423,16 +466,17 @@ class GossipService:
             # Before we can speak to it the router does not know it, and would answer into the void.
             while not link.open.is_set():
                 await link.open.wait()
+            now = trio.current_time()
             for id_ in (*rpc.known, *rpc.idontwant):
                 link.outbox.cancel(id_)
-            self._perform(self.router.receive_control(link.peer, rpc, now=trio.current_time()))
+            self._perform(self.router.receive_control(link.peer, rpc, now=now))
             for message in rpc.messages:
-                self._perform(self.router.receive_message(link.peer, message, now=trio.current_time()))
+                self._perform(self.router.receive_message(link.peer, message, now=now))
                 looked_at += 1
                 if looked_at % MESSAGES_PER_TURN == 0:
                     await trio.lowlevel.checkpoint()
             cost = 1 + len(rpc.messages) + len(rpc.known) + rpc.malformed + ENTRY_COST * rpc.entries
-            wait_s = link.bucket.owe(cost, now=trio.current_time())
+            wait_s = link.bucket.owe(cost, now=now)
             looked_at += 1
             # A frame that is in the reader's buffer comes without a checkpoint; one each would double its cost.
             if wait_s or rpc.entries > 100 or looked_at % MESSAGES_PER_TURN == 0:
@@ -444,7 +488,11 @@ class GossipService:
         # The first comes early: the mesh of a fresh node should not take a second to form.
         await trio.sleep(heartbeat_s / 10)
         while True:
-            self._perform(self.router.heartbeat(now=trio.current_time()))
+            now = trio.current_time()
+            for link in self._links.values():
+                if now - link.sending_since > self._settings.send_deadline_s:
+                    self._reopen(link)
+            self._perform(self.router.heartbeat(now=now))
             await trio.sleep(heartbeat_s)
 
 
@@ -463,5 +511,6 @@ async def open_pubsub(network: Network, settings: PubSubSettings | None = None) 
         nursery.start_soon(service.take_streams, streams)
         nursery.start_soon(service.follow_network, events)
         nursery.start_soon(service.keep_time)
+        nursery.start_soon(service.wake_lingerers)
         yield service
         nursery.cancel_scope.cancel()

@@ -12,6 +12,9 @@ from ipfsreg.pubsub.interface import MessagesDropped, PeerJoined, TopicEvent, To
 MAX_JOINED = 4096
 """Peers that joined and wait to be told; more can only be peers that came and went, the oldest are forgotten."""
 
+MAX_RUN = 16
+"""Events the reader gets in a row before others get a turn."""
+
 
 class Subscription:
     """The queue between the network and one reader. The network never waits for the reader."""
@@ -25,6 +28,7 @@ class Subscription:
         self._joined: dict[PeerId, None] = {}
         self._closed = False
         self._wake = trio.Event()
+        self._run_length = 0
         self.dropped_in_all = 0
 
     def put_message(self, message: TopicMessage) -> None:
@@ -68,11 +72,18 @@ class Subscription:
 
     async def __anext__(self) -> TopicEvent:
         """What happened next; the iteration ends when the topic is left. Cancelled: nothing is lost."""
-        await trio.lowlevel.checkpoint()
+        # Others get their turn while it waits for the next message, and now and then while there are many.
+        self._run_length += 1
+        if self._run_length < MAX_RUN:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            self._run_length = 0
+            await trio.lowlevel.checkpoint()
         while not self._closed:
             event = self._next()
             if event is not None:
                 return event
             self._wake = trio.Event()
+            self._run_length = 0
             await self._wake.wait()
         raise StopAsyncIteration

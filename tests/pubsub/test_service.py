@@ -16,7 +16,7 @@ from ipfsreg.ipld.protobuf import bytes_field
 from ipfsreg.p2p.framing import MessageReader, send_message
 from ipfsreg.p2p.interface import PeerInfo, Stream
 from ipfsreg.peer_id import PeerId
-from ipfsreg.pubsub.interface import MessagesDropped, PeerJoined, PubSub, Topic, TopicEvent, TopicMessage
+from ipfsreg.pubsub.interface import MessagesDropped, PeerJoined, PubSub, TopicEvent, TopicMessage
 from ipfsreg.pubsub.messages import (
     SIGN_PREFIX,
     IHave,
@@ -29,7 +29,7 @@ from ipfsreg.pubsub.messages import (
     unsigned_bytes,
 )
 from ipfsreg.pubsub.outbox import OutboxSettings
-from ipfsreg.pubsub.service import PROTOCOLS, GossipService, PubSubSettings, open_pubsub
+from ipfsreg.pubsub.service import PROTOCOLS, GossipService, JoinedTopic, PubSubSettings, open_pubsub
 from ipfsreg.testing.network import MemoryEndpoint, MemoryStream, MemorySwarm, key_of, peer_of
 
 TOPIC = "names"
@@ -38,7 +38,7 @@ TOPIC = "names"
 class Node:
     """A node in the topic, and what it heard."""
 
-    def __init__(self, endpoint: MemoryEndpoint, service: GossipService, topic: Topic) -> None:
+    def __init__(self, endpoint: MemoryEndpoint, service: GossipService, topic: JoinedTopic) -> None:
         self.endpoint = endpoint
         self.service = service
         self.topic = topic
@@ -282,6 +282,15 @@ async def test_a_slow_reader_is_told_how_much_it_missed_and_keeps_the_newest(aut
         assert await anext(heard) == PeerJoined(peer_of("alice"))
         newest = [await anext(heard) for _ in range(10)]
         assert [event.data for event in newest if isinstance(event, TopicMessage)] == [b"%d" % n for n in range(15, 25)]
+        status = bob.topic.status()
+        assert {key: status[key] for key in ("peers", "mesh", "delivered", "duplicates", "dropped", "overflowed")} == {
+            "peers": 1,
+            "mesh": 1,
+            "delivered": 25,
+            "duplicates": 0,
+            "dropped": 15,
+            "overflowed": 0,
+        }
 
 
 async def test_what_was_dropped_on_the_way_to_a_stalled_peer_is_recovered(autojump_clock: MockClock) -> None:
@@ -305,6 +314,7 @@ async def test_what_was_dropped_on_the_way_to_a_stalled_peer_is_recovered(autoju
         await trio.sleep(4)
         assert sorted(carol.messages) == published
         assert bob.service.stats.given > 0
+        assert bob.topic.status()["overflowed"] > 0
 
 
 async def test_a_peer_that_never_reads_holds_up_nobody(

@@ -61,6 +61,8 @@ class RouterStats:
     given: int = 0
     """Messages sent in answer to IWANT."""
     broken_promises: int = 0
+    overflowed: int = 0
+    """Messages that found no room on their way to a peer; it is told about them."""
 
 
 @dataclass(slots=True)
@@ -210,6 +212,7 @@ class Router:
 
     def forgot_to_send(self, peer: PeerId, message: Message) -> None:
         """*message* was dropped on the way to *peer*: tell it about it at the next heartbeat."""
+        self.stats.overflowed += 1
         state = self._peers.get(peer)
         if state is not None:
             if len(state.missed) >= MAX_MISSED:

@@ -22,7 +22,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import inf
 
 import trio
@@ -152,6 +152,18 @@ class JoinedTopic:
 
     def peers(self) -> list[PeerId]:
         return self._service.router.peers_in(self._name)
+
+    def status(self) -> dict[str, int]:
+        """How it stands and what happened since the start, for the operator; counts are over all topics.
+
+        `dropped` are messages this topic's reader was too slow for.
+        """
+        return {
+            "peers": len(self.peers()),
+            "mesh": len(self._service.router.mesh(self._name)),
+            **asdict(self._service.stats),
+            "dropped": self._subscription.dropped_in_all,
+        }
 
 
 class GossipService:

@@ -119,6 +119,7 @@ def test_every_key_can_come_from_the_environment(tmp_path: Path) -> None:
         "announce_addrs": "/ip4/1.1.1.1/tcp/1",
     }
     values |= {"listen_addrs": "/ip4/127.0.0.1/tcp/9", "trusted_peers": PEER, "listen": "127.0.0.1:1, [::1]:2"}
+    values["writers"] = json.dumps([{"repositories": "team/*", "peers": [PEER]}])
     for section in default.__struct_fields__:
         for key in getattr(default, section).__struct_fields__:
             before = getattr(getattr(default, section), key)
@@ -126,6 +127,33 @@ def test_every_key_can_come_from_the_environment(tmp_path: Path) -> None:
             text = values.get(key, other)
             changed = load(tmp_path, PRIVATE, **{f"IPFSREG_{section}_{key}".upper(): text})
             assert getattr(getattr(changed, section), key) not in (before, None), key
+
+
+def test_writers_are_tables_with_peers_and_former_ones(tmp_path: Path) -> None:
+    text = (
+        PRIVATE
+        + f"""
+[[crdt.writers]]
+repositories = "team/*"
+peers = ["{PEER}"]
+former = [{{peer = "{PEER}", heads = ["bafy"]}}]
+"""
+    )
+    (rule,) = load(tmp_path, text).crdt.writers
+    assert (rule.repositories, rule.peers, rule.former[0].peer, rule.former[0].heads) == (
+        "team/*",
+        (PEER,),
+        PEER,
+        ("bafy",),
+    )
+
+
+@pytest.mark.parametrize("entry", ["peers = []", 'repositories = "x"', 'repositories = "x"\npeers = []\npeer = 1'])
+def test_a_writers_table_that_lacks_something_or_has_too_much_is_told(tmp_path: Path, entry: str) -> None:
+    with pytest.raises(ConfigError, match=r"crdt.writers\[0\].*must be tables, each as \[\[crdt.writers\]\]"):
+        load(tmp_path, PRIVATE + "[[crdt.writers]]\n" + entry)
+    with pytest.raises(ConfigError, match="must be JSON"):
+        load(tmp_path, PRIVATE, IPFSREG_CRDT_WRITERS="team/*")
 
 
 def test_what_kubernetes_says_of_a_service_of_our_name_is_no_key(tmp_path: Path) -> None:

@@ -62,12 +62,35 @@ class P2pConfig(_Section, frozen=True):
     """64 hex digits, or the path of a swarm.key file. Empty: the public network."""
 
 
+class FormerWriterConfig(_Section, frozen=True):
+    """One of `former` in `[[crdt.writers]]`: a peer that may not write there any more."""
+
+    peer: str
+    heads: tuple[str, ...] = ()
+    """CIDs of heads: what it wrote in the nodes at or below them counts."""
+
+
+class WriterConfig(_Section, frozen=True):
+    """`[[crdt.writers]]`: who may write the names of some repositories."""
+
+    repositories: str
+    """A pattern: `*` stands for any text, slashes too."""
+    peers: tuple[str, ...]
+    """Peer IDs."""
+    former: tuple[FormerWriterConfig, ...] = ()
+
+
 class CrdtConfig(_Section, frozen=True):
     """`[crdt]`: the replicated names."""
 
     pubsub_topic: str = DEFAULT_TOPIC
     trusted_peers: tuple[str, ...] | None = None
     """Peer IDs whose announcements are taken, or "*". Unset: everybody in a private swarm, nobody else outside."""
+    require_signed: bool = False
+    """Only what its author signed counts, and where `trusted_peers` has peer IDs, only their signatures."""
+    unsigned_heads: tuple[str, ...] = ()
+    """CIDs of heads: what nobody signed counts in the nodes at or below them all the same."""
+    writers: tuple[WriterConfig, ...] = ()
 
 
 class HttpConfig(_Section, frozen=True):
@@ -181,6 +204,11 @@ def _lay_over(values: dict[str, Any], environment: Mapping[str, str]) -> None:
 
 def _read_variable(name: str, text: str, kind: Any) -> Any:
     """*text* as a value of *kind*. Raises ConfigError."""
+    if _holds_tables(kind):
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            raise ConfigError(name, text, "must be JSON: " + _right(kind, None)) from None
     if _is_list(kind):
         return [item.strip() for item in text.split(",") if item.strip()]
     try:
@@ -196,8 +224,17 @@ def _is_list(kind: Any) -> bool:
     return typing.get_origin(kind) is tuple
 
 
+def _holds_tables(kind: Any) -> bool:
+    return any(isinstance(one, type) and issubclass(one, _Section) for one in typing.get_args(kind))
+
+
 def _right(kind: Any, default: Any) -> str:
     """What a value of *kind* looks like."""
+    if kind == tuple[WriterConfig, ...]:
+        return (
+            'must be tables, each as [[crdt.writers]] with repositories = "team/*", peers = ["12D3KooW…"] and perhaps '
+            'former = [{peer = "12D3KooW…", heads = ["bafy…"]}]'
+        )
     if _is_list(kind):
         return f"must be a list of texts, as {json.dumps(default or ['…', '…'], ensure_ascii=False)}"
     if typing.get_origin(kind) is typing.Literal:

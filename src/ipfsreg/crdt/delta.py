@@ -13,7 +13,7 @@ block it stands in); a tombstone has the id of the block whose element it remove
 What a peer sends is judged in two steps. Bytes that are no node are `MalformedData`: nothing can be done with them.
 A node that breaks a rule is a `Node` with a `fault`: its links are followed, so that the DAG stays whole, and what it
 says is dropped. Only unknown fields inside Delta and Head are free for extensions: Go passes over them, and takes a
-broadcast with an unknown field at the top for something else.
+broadcast with an unknown field at the top for something else. Ours is the signature (signing.py).
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ipfsreg.crdt.keys import is_normal_key
+from ipfsreg.crdt.signing import Signer, author_of, signed_delta
 from ipfsreg.errors import MalformedData
 from ipfsreg.ipld.block import Block
 from ipfsreg.ipld.cid import DAG_PB, Cid
 from ipfsreg.ipld.dag_pb import PBLink, PBNode
 from ipfsreg.ipld.protobuf import bytes_field, expect_bytes, read_fields, varint_field
+from ipfsreg.peer_id import PeerId
 
 MAX_PRIORITY = 1 << 48
 """No honest DAG gets this high; above it lie overflows."""
@@ -179,6 +181,8 @@ class Node:
     delta: Delta
     fault: str | None
     """The rule it breaks: such a node is part of the DAG, and nothing it says counts."""
+    author: PeerId | None = None
+    """Who signed it, checked; None: nobody did, as with nodes of Go."""
 
     @property
     def multihash(self) -> bytes:
@@ -186,14 +190,15 @@ class Node:
         return self.block.cid.multihash
 
 
-def build_node(links: Iterable[bytes], delta: Delta) -> Node:
+def build_node(links: Iterable[bytes], delta: Delta, signer: Signer | None = None) -> Node:
     """The node of ours that builds on the nodes *links* (multihashes), which are put in byte order.
 
     Go's order is that of a map, so nobody can rely on it; ours is always the same.
     """
     ordered = tuple(sorted(links))
-    encoded = PBNode(tuple(PBLink(node_cid(link)) for link in ordered), delta.encode()).encode()
-    return Node(Block.of(encoded, DAG_PB), ordered, delta, None)
+    data = delta.encode() if signer is None else signed_delta(ordered, delta.encode(), signer)
+    encoded = PBNode(tuple(PBLink(node_cid(link)) for link in ordered), data).encode()
+    return Node(Block.of(encoded, DAG_PB), ordered, delta, None, None if signer is None else signer.peer_id)
 
 
 def parse_node(block: Block) -> Node:
@@ -205,14 +210,22 @@ def parse_node(block: Block) -> Node:
     if not is_node_cid(block.cid):
         raise MalformedData(f"{block.cid} does not name a node")
     content = PBNode.decode(block.data)
-    delta = Delta.decode(content.data if content.data is not None else b"")
+    data = content.data if content.data is not None else b""
+    delta = Delta.decode(data)
     links = tuple(dict.fromkeys(link.cid.multihash for link in content.links if is_node_cid(link.cid)))
     strange = next((str(link.cid) for link in content.links if not is_node_cid(link.cid)), None)
     fault = f"a link to {strange}, which names no node" if strange else None
     if len(content.links) > MAX_NODE_LINKS:
         fault = f"{len(content.links)} links, allowed are {MAX_NODE_LINKS}"
+    fault = fault or _fault_of(delta)
+    author = None
+    if fault is None:
+        try:
+            author = author_of([link.cid.multihash for link in content.links], data)
+        except MalformedData as error:
+            fault = str(error)
     block = Block(node_cid(block.cid.multihash), block.data)
-    return Node(block, links, delta, fault or _fault_of(delta))
+    return Node(block, links, delta, fault, author)
 
 
 def _fault_of(delta: Delta) -> str | None:

@@ -18,7 +18,9 @@ from ipfsreg.crdt.delta import Delta, Tombstone, block_id, multihash_of_id
 from ipfsreg.crdt.interface import KeyChanged
 from ipfsreg.crdt.keys import end_of_prefix
 from ipfsreg.crdt.merge import values_by_key
+from ipfsreg.crdt.writers import EVERYBODY, Writers
 from ipfsreg.database import Database
+from ipfsreg.peer_id import PeerId
 
 SCHEMA = """
 CREATE TABLE crdt_elements (
@@ -38,39 +40,55 @@ CREATE TABLE crdt_early (
 ) WITHOUT ROWID
 """
 
-_LIVE = "NOT EXISTS (SELECT 1 FROM crdt_tombstones AS t WHERE t.key = e.key AND t.node = e.node)"
+WITHHOLDING = """
+ALTER TABLE crdt_elements ADD COLUMN withheld INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE crdt_tombstones ADD COLUMN withheld INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX crdt_withheld ON crdt_elements (key) WHERE withheld = 1
+"""
+"""Elements and tombstones that the rules on writers keep from counting (writers.py)."""
+
+_UNBURIED = "NOT EXISTS (SELECT 1 FROM crdt_tombstones AS t WHERE t.key = e.key AND t.node = e.node AND t.withheld = 0)"
 
 _LIVE_IDS = (
     "SELECT multihash FROM crdt_elements AS e JOIN crdt_nodes ON number = e.node"  # noqa: S608 (constants)
-    f" WHERE e.key = ? AND {_LIVE} ORDER BY e.priority, e.value"
+    f" WHERE e.key = ? AND {_UNBURIED} ORDER BY e.withheld DESC, e.priority, e.value"
 )
 
 # The primary key delivers elements by priority; only equal priorities are sorted by value.
 _WINNER = (
     "SELECT e.priority, e.value FROM crdt_elements AS e"  # noqa: S608 (constants)
-    f" WHERE e.key = ? AND {_LIVE} ORDER BY e.priority DESC, e.value DESC LIMIT 1"
+    f" WHERE e.key = ? AND e.withheld = 0 AND {_UNBURIED} ORDER BY e.priority DESC, e.value DESC LIMIT 1"
 )
 
 
 class Entries:
     """The entries within one transaction; collects which visible values it changed."""
 
-    def __init__(self, db: sqlite3.Connection, number_of: Callable[[bytes], int]) -> None:
+    def __init__(self, db: sqlite3.Connection, number_of: Callable[[bytes], int], writers: Writers = EVERYBODY) -> None:
         self._db = db
         self._number_of = number_of
+        self._writers = writers
         self._before: dict[str, bytes | None] = {}
         self.keys_added = 0
         """How many more keys are present than before; negative for fewer."""
+        self.withheld: list[tuple[str, int]] = []
+        """Keys that the rules did not let change, each with the number of the node that tried."""
 
-    def merge(self, node: int, delta: Delta, *, early: bool) -> None:
-        """Let node number *node* count. *early*: it may still turn out that it must not."""
-        removed_from = self._bury(node, delta.tombstones)
+    def merge(self, node: int, delta: Delta, author: PeerId | None, *, early: bool) -> None:
+        """Let node number *node* by *author* count. *early*: it may still turn out that it must not."""
+        removed_from = self._bury(node, delta.tombstones, author)
         values = values_by_key(delta)
         for key, value in values.items():
+            # Where the rules let an author count below some heads only, those heads are not closed yet: else this
+            # node, which is below them, had been here before. They are looked at again when they are.
+            withheld = not self._writers.allow(key, author)
             self._db.execute(
-                "INSERT OR IGNORE INTO crdt_elements VALUES (?, ?, ?, ?)", (key, delta.priority, node, value)
+                "INSERT OR IGNORE INTO crdt_elements VALUES (?, ?, ?, ?, ?)",
+                (key, delta.priority, node, value, withheld),
             )
-            if key not in removed_from:
+            if withheld:
+                self.withheld.append((key, node))
+            elif key not in removed_from:
                 self._challenge(key, delta.priority, node, value)
         for key in removed_from:
             self._recompute(key)
@@ -94,7 +112,7 @@ class Entries:
         self.confirm(node)
 
     def tombstones_for(self, key: str) -> list[Tombstone]:
-        """What removes every version of *key* that is live here; the winner comes last."""
+        """What removes every version of *key* that is live here, those that are withheld too; the winner comes last."""
         rows = self._db.execute(_LIVE_IDS, (key,))
         return [Tombstone(key, block_id(multihash)) for (multihash,) in rows]
 
@@ -108,18 +126,46 @@ class Entries:
                 changed.append(KeyChanged(key, old, new))
         return changed
 
-    def _bury(self, by: int, tombstones: tuple[Tombstone, ...]) -> set[str]:
+    def reconsider(self, counts: Callable[[str, bytes | None, int], bool]) -> None:
+        """Judge everything anew: *counts* tells of a key, an author and the number of a node. Reads all rows."""
+        touched: set[str] = set()
+        for table, node in (("crdt_elements", "node"), ("crdt_tombstones", "by")):
+            identity = "key, priority, node" if table == "crdt_elements" else "key, node, by"
+            columns = ", ".join(f"{table}.{column}" for column in identity.split(", "))
+            rows = self._db.execute(
+                f"SELECT {columns}, withheld, author, number FROM {table} JOIN crdt_nodes ON number = {table}.{node}"  # noqa: S608 (constants)
+            )
+            changed = []
+            for *row, withheld, author, number in rows:
+                if counts(row[0], author, number) == bool(withheld):
+                    changed.append((not withheld, *row))
+            where = " AND ".join(f"{column} = ?" for column in identity.split(", "))
+            self._db.executemany(f"UPDATE {table} SET withheld = ? WHERE {where}", changed)  # noqa: S608 (constants)
+            touched.update(key for _, key, *_ in changed)
+        for key in touched:
+            self._recompute(key)
+
+    def _bury(self, by: int, tombstones: tuple[Tombstone, ...], author: PeerId | None) -> set[str]:
+        keys = set()
         for tombstone in tombstones:
             removed = self._number_of(multihash_of_id(tombstone.id))
-            self._db.execute("INSERT OR IGNORE INTO crdt_tombstones VALUES (?, ?, ?)", (tombstone.key, removed, by))
-        return {tombstone.key for tombstone in tombstones}
+            withheld = not self._writers.allow(tombstone.key, author)
+            self._db.execute(
+                "INSERT OR IGNORE INTO crdt_tombstones VALUES (?, ?, ?, ?)", (tombstone.key, removed, by, withheld)
+            )
+            if withheld:
+                self.withheld.append((tombstone.key, by))
+            keys.add(tombstone.key)
+        return keys
 
     def _challenge(self, key: str, priority: int, node: int, value: bytes) -> None:
         """Make a new element the winner if it beats the present one; the usual case costs two lookups."""
         current = self._current(key)
         if current is not None and (priority, value) <= current:
             return
-        buried = self._db.execute("SELECT 1 FROM crdt_tombstones WHERE key = ? AND node = ? LIMIT 1", (key, node))
+        buried = self._db.execute(
+            "SELECT 1 FROM crdt_tombstones WHERE key = ? AND node = ? AND withheld = 0 LIMIT 1", (key, node)
+        )
         if buried.fetchone() is None:
             self._show(key, current, (priority, value))
 

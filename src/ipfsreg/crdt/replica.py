@@ -33,9 +33,11 @@ from ipfsreg.crdt.herald import Herald
 from ipfsreg.crdt.intake import Batch, Intake
 from ipfsreg.crdt.interface import Change, KeyChanged
 from ipfsreg.crdt.keys import check_changes
+from ipfsreg.crdt.signing import Signer
 from ipfsreg.crdt.walker import Walker
+from ipfsreg.crdt.writers import EVERYBODY, Writers
 from ipfsreg.database import Database
-from ipfsreg.errors import IpfsregError, MalformedData, StoreError
+from ipfsreg.errors import Denied, IpfsregError, MalformedData, StoreError
 from ipfsreg.ipld.cid import Cid
 from ipfsreg.peer_id import PeerId
 from ipfsreg.pubsub.interface import MessagesDropped, PeerJoined, Topic, TopicEvent, TopicMessage
@@ -69,6 +71,8 @@ class ReplicaSettings:
     """More heads than this are joined by a node without content when nobody writes."""
     quiet_s: tuple[float, float] = (10.0, 40.0)
     """How long nothing must have changed before, drawn anew each time: of many replicas one should do it."""
+    writers: Writers = EVERYBODY
+    """Who may write what. Others than at the last start: everything is judged anew, which takes a moment."""
 
 
 def trusting(peers: Sequence[str]) -> frozenset[PeerId] | None:
@@ -90,6 +94,8 @@ class ReplicaStatus:
     """Nodes known to be missing."""
     quarantined: int
     """Nodes that break a rule and do not count. More than 0 deserves a look."""
+    withheld: int
+    """Values that do not count because their authors may not write them here."""
     last_merge_at: float | None
     """Unix time of the last change of a name by a peer or us since the start."""
 
@@ -106,11 +112,13 @@ class Replica:
         settings: ReplicaSettings,
         rng: Random,
         first: state.Outcome,
+        signer: Signer | None,
     ) -> None:
         self._database = database
         self._store = store
         self._topic = topic
         self._settings = settings
+        self._signer = signer
         self._rng = rng
         self._feed = ChangeFeed()
         self._intake = Intake()
@@ -136,6 +144,10 @@ class Replica:
 
     async def commit(self, changes: Sequence[Change]) -> tuple[Cid, ...]:
         check_changes(changes)
+        ourselves = None if self._signer is None else self._signer.peer_id
+        for change in changes:
+            if not self._settings.writers.allow(change.key, ourselves):
+                raise Denied(f"this node may not write {change.key}: see crdt.writers and crdt.require_signed")
         await trio.lowlevel.checkpoint_if_cancelled()
         await self._intake.commit(changes)
         return self.heads()
@@ -170,12 +182,20 @@ class Replica:
             tips_wanted=tally.tips,
             nodes_wanted=tally.nodes_wanted,
             quarantined=tally.quarantined,
+            withheld=tally.withheld,
             last_merge_at=self._last_merge_at,
         )
 
     def quarantined(self) -> list[tuple[Cid, str]]:
         """The nodes that do not count, the latest first, each with the rule it breaks."""
         return [(node_cid(multihash), fault) for multihash, fault in state.quarantined_nodes(self._database)]
+
+    def withheld(self, limit: int = 1000) -> list[tuple[str, Cid, PeerId | None]]:
+        """Values that do not count because of who wrote them: key, node, author (None: unsigned)."""
+        return [
+            (key, node_cid(multihash), None if author is None else PeerId(author))
+            for key, multihash, author in state.withheld_values(self._database, limit)
+        ]
 
     def _own_heads(self) -> list[Head]:
         """The heads of the DAG we write to. Named ones of Go replicas are merged, but neither built upon nor said:
@@ -187,7 +207,15 @@ class Replica:
     async def _write_all(self) -> None:
         while (batch := await self._intake.take()) is not None:
             try:
-                outcome = await self._database.write(partial(state.apply, self._store, batch.work))
+                outcome = await self._database.write(
+                    partial(
+                        state.apply,
+                        self._store,
+                        batch.work,
+                        writers=self._settings.writers,
+                        signer=self._signer,
+                    )
+                )
             except StoreError as error:
                 logger.error("the name store could not write: %s", error)  # noqa: TRY400 (the text says it all)
                 self._intake.taken_in(batch.work.arrivals)
@@ -208,6 +236,8 @@ class Replica:
         self._store.committed(outcome.stored)
         for multihash, fault in outcome.faults:
             logger.warning("node %s breaks a rule and does not count: %s", node_cid(multihash), fault)
+        for multihash, key in outcome.withheld:
+            logger.warning("node %s writes %s, which its author may not: it does not count", node_cid(multihash), key)
         if outcome.changes:
             self._last_merge_at = time.time()
         self._feed.publish(outcome.changes)
@@ -325,19 +355,24 @@ async def open_replica(
     topic: Topic,
     settings: ReplicaSettings | None = None,
     *,
+    signer: Signer | None = None,
     rng: Random | None = None,
 ) -> AsyncIterator[Replica]:
     """Be a replica of *topic* for as long as the block lasts; commits under way are finished first.
 
-    *store* must keep its blocks in *database*. Readers may use the replica at once; see `Replica.synced`.
+    *store* must keep its blocks in *database*. *signer* signs what we write. Readers may use the replica at once; see
+    `Replica.synced`.
 
     Raises:
         StoreError: the tables cannot be read or brought up to date.
     """
     await database.prepare("crdt", state.SCHEMA)
-    first = await database.write(partial(state.apply, store, state.Work()))
+    settings = settings or ReplicaSettings()
+    first = await database.write(
+        partial(state.apply, store, state.Work(starting=True), writers=settings.writers, signer=signer)
+    )
     rng = rng or Random()  # noqa: S311 (spreads waits, guards nothing)
-    replica = Replica(database, store, blocks, topic, settings or ReplicaSettings(), rng, first)
+    replica = Replica(database, store, blocks, topic, settings, rng, first, signer)
     async with trio.open_nursery() as writing:
         writing.start_soon(replica._write_all)
         async with trio.open_nursery() as nursery:

@@ -33,8 +33,11 @@ from ipfsreg.crdt.delta import MAX_NODE_LINKS, MAX_PRIORITY, Delta, Element, Hea
 from ipfsreg.crdt.entries import Entries
 from ipfsreg.crdt.interface import Change, KeyChanged, Put
 from ipfsreg.crdt.merge import PRIORITY_SLACK, height_of, priority_fault
+from ipfsreg.crdt.signing import Signer
+from ipfsreg.crdt.writers import EVERYBODY, Writers
 from ipfsreg.database import Database
 from ipfsreg.ipld.block import Block
+from ipfsreg.peer_id import PeerId
 
 NAMED, WANTED, STORED, CLOSED, VOID = range(5)
 
@@ -69,6 +72,8 @@ INSERT INTO crdt_counts VALUES ('names', 0)
 """
     + ";"
     + entries.SCHEMA,
+    "ALTER TABLE crdt_nodes ADD COLUMN author BLOB; CREATE TABLE crdt_rules (fingerprint TEXT NOT NULL);"
+    + entries.WITHHOLDING,
 )
 """For `Database.prepare`."""
 
@@ -115,6 +120,8 @@ class Work:
     """Writes of ours, each to stand in one delta."""
     join_heads: bool = False
     """Write a node that only joins all heads."""
+    starting: bool = False
+    """The rules on writers may be others than those the tables were written under."""
 
 
 @dataclass(slots=True)
@@ -130,14 +137,25 @@ class Outcome:
     """Blocks that are here now and were not before."""
     faults: list[tuple[bytes, str]] = field(default_factory=list)
     """Nodes that were quarantined, each with the rule it breaks."""
+    withheld: list[tuple[bytes, str]] = field(default_factory=list)
+    """Nodes that wanted to change what their authors may not, each with one such key."""
     tips_left: int = 0
     closing_left: bool = False
     """More nodes could be closed: call again, also without work."""
 
 
-def apply(blocks: NodeBlocks, work: Work, db: sqlite3.Connection) -> Outcome:
-    """Do *work* in the transaction of *db*. Runs in the writer thread."""
-    transaction = _Transaction(db, blocks)
+def apply(
+    blocks: NodeBlocks,
+    work: Work,
+    db: sqlite3.Connection,
+    *,
+    writers: Writers = EVERYBODY,
+    signer: Signer | None = None,
+) -> Outcome:
+    """Do *work* in the transaction of *db*. Runs in the writer thread. *signer* signs what we write."""
+    transaction = _Transaction(db, blocks, writers, signer)
+    if work.starting:
+        transaction.heed_rules()
     for tip in work.tips:
         transaction.want(tip)
     for arrival in work.arrivals:
@@ -172,12 +190,50 @@ def _cost(change: Change) -> int:
 
 
 class _Transaction:
-    def __init__(self, db: sqlite3.Connection, blocks: NodeBlocks) -> None:
+    def __init__(self, db: sqlite3.Connection, blocks: NodeBlocks, writers: Writers, signer: Signer | None) -> None:
         self._db = db
         self._blocks = blocks
-        self._entries = Entries(db, self._number_of)
+        self._writers = writers
+        self._signer = signer
+        self._entries = Entries(db, self._number_of, writers)
         self._outcome = Outcome()
         self._closed = 0
+        self._cut_closed = False
+
+    def heed_rules(self) -> None:
+        """Judge everything anew if the rules have changed. Takes seconds for a million names, and only then."""
+        fingerprint = self._writers.fingerprint()
+        known = self._db.execute("SELECT fingerprint FROM crdt_rules").fetchone() or (EVERYBODY.fingerprint(),)
+        if known[0] != fingerprint:
+            self._reconsider()
+            self._db.execute("DELETE FROM crdt_rules")
+            self._db.execute("INSERT INTO crdt_rules VALUES (?)", (fingerprint,))
+
+    def _reconsider(self) -> None:
+        below: dict[frozenset[bytes], set[int]] = {}
+        authors: dict[bytes, PeerId] = {}
+
+        def counts(key: str, raw: bytes | None, number: int) -> bool:
+            author = raw and (authors.get(raw) or authors.setdefault(raw, PeerId(raw)))
+            for heads in self._writers.limits(key, author or None):
+                if heads not in below:
+                    below[heads] = self._at_or_below(heads)
+                if number not in below[heads]:
+                    return False
+            return True
+
+        self._entries.reconsider(counts)
+
+    def _at_or_below(self, heads: frozenset[bytes]) -> set[int]:
+        """The numbers of those of *heads* that are closed, and of all nodes below them."""
+        marks = ", ".join("?" * len(heads))
+        query = (
+            "WITH RECURSIVE below (node) AS ("  # noqa: S608 (question marks)
+            f" SELECT number FROM crdt_nodes WHERE state = 3 AND multihash IN ({marks})"
+            " UNION SELECT child FROM crdt_links JOIN below ON parent = node) SELECT node FROM below"
+        )
+        rows = self._db.execute(query, tuple(heads))
+        return {number for (number,) in rows}
 
     def want(self, multihash: bytes) -> None:
         """Remember an announced node until it is closed."""
@@ -204,13 +260,13 @@ class _Transaction:
         delta = arrival.delta
         priority = delta.priority if delta.priority <= MAX_PRIORITY else 0
         self._db.execute(
-            "UPDATE crdt_nodes SET state = ?, priority = ?, waiting = ?, dag = ? WHERE number = ?",
-            (STORED, priority, waiting, delta.dag_name, number),
+            "UPDATE crdt_nodes SET state = ?, priority = ?, waiting = ?, dag = ?, author = ? WHERE number = ?",
+            (STORED, priority, waiting, delta.dag_name, arrival.author and arrival.author.raw, number),
         )
         if arrival.fault:
             self._set_fault(number, arrival.multihash, arrival.fault)
         elif waiting and priority <= self._height() + PRIORITY_SLACK:
-            self._entries.merge(number, delta, early=True)
+            self._entries.merge(number, delta, arrival.author, early=True)
             self._db.execute("UPDATE crdt_nodes SET merged = 1 WHERE number = ?", (number,))
         elif waiting:
             self._db.execute("INSERT INTO crdt_held VALUES (?, ?)", (number, delta.encode()))
@@ -256,6 +312,9 @@ class _Transaction:
     def finish(self) -> Outcome:
         """What was done; the last call."""
         outcome = self._outcome
+        if self._cut_closed:
+            self._reconsider()
+        outcome.withheld = self._withheld()
         self._blocks.put_in(self._db, outcome.stored)
         if self._entries.keys_added:
             self._db.execute(
@@ -266,6 +325,13 @@ class _Transaction:
         outcome.height = self._height()
         outcome.tips_left = self._count("crdt_tips")
         return outcome
+
+    def _withheld(self) -> list[tuple[bytes, str]]:
+        nodes = {number: key for key, number in self._entries.withheld}
+        return [
+            (self._db.execute("SELECT multihash FROM crdt_nodes WHERE number = ?", (number,)).fetchone()[0], key)
+            for number, key in nodes.items()
+        ]
 
     # ------------------------------------------------------------------ rows
 
@@ -322,8 +388,8 @@ class _Transaction:
 
     def _close(self, number: int, delta: Delta | None = None) -> None:
         """All below node *number* is here: judge it, let it count, make it a head. *delta*: its own, if at hand."""
-        multihash, priority, merged, fault = self._db.execute(
-            "SELECT multihash, priority, merged, fault FROM crdt_nodes WHERE number = ?", (number,)
+        multihash, priority, merged, fault, author = self._db.execute(
+            "SELECT multihash, priority, merged, fault, author FROM crdt_nodes WHERE number = ?", (number,)
         ).fetchone()
         below: int | None = self._db.execute(
             "SELECT max(height) FROM crdt_links JOIN crdt_nodes ON number = child WHERE parent = ?", (number,)
@@ -337,7 +403,7 @@ class _Transaction:
             else:
                 delta = delta or self._held(number)
                 if fault is None:
-                    self._entries.merge(number, delta, early=False)
+                    self._entries.merge(number, delta, author and PeerId(author), early=False)
             if fault is not None:
                 self._set_fault(number, multihash, fault)
         self._db.execute(
@@ -350,6 +416,7 @@ class _Transaction:
         self._db.execute("INSERT INTO crdt_heads VALUES (?)", (number,))
         self._release(number)
         self._closed += 1
+        self._cut_closed |= multihash in self._writers.cut_heads
 
     def _held(self, number: int) -> Delta:
         """The delta that was kept until its node could be judged; it is kept no longer."""
@@ -379,7 +446,7 @@ class _Transaction:
         priority = 1 + max(below, min(ahead or 0, below + PRIORITY_SLACK))
         links = [multihash for multihash, _, _ in heads]
         links += self._skip_link(priority)
-        node = build_node(set(links), Delta(tuple(elements), tuple(tombstones), priority))
+        node = build_node(set(links), Delta(tuple(elements), tuple(tombstones), priority), self._signer)
         self.receive(node)
         self._outcome.written.append(node)
 
@@ -436,6 +503,7 @@ class Tally:
     nodes_wanted: int
     tips: int
     quarantined: int
+    withheld: int
 
 
 def tally(database: Database) -> Tally:
@@ -450,7 +518,17 @@ def tally(database: Database) -> Tally:
         one("SELECT count(*) FROM crdt_nodes WHERE state = 1"),
         one("SELECT count(*) FROM crdt_tips"),
         one("SELECT count(*) FROM crdt_nodes WHERE fault IS NOT NULL"),
+        one("SELECT count(*) FROM crdt_elements WHERE withheld = 1"),
     )
+
+
+def withheld_values(database: Database, limit: int = 1000) -> list[tuple[str, bytes, bytes | None]]:
+    """Up to *limit* values that the rules on writers keep from counting: key, node, author."""
+    return database.read(
+        "SELECT key, multihash, author FROM crdt_elements JOIN crdt_nodes ON number = node"
+        " WHERE withheld = 1 ORDER BY key LIMIT ?",
+        (limit,),
+    ).fetchall()
 
 
 def quarantined_nodes(database: Database, limit: int = 1000) -> list[tuple[bytes, str]]:

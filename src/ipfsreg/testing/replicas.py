@@ -26,8 +26,22 @@ from ipfsreg.ipld.block import Block
 from ipfsreg.ipld.cid import Cid
 from ipfsreg.peer_id import PeerId
 from ipfsreg.testing.inline_database import InlineDatabase, open_inline_database
-from ipfsreg.testing.network import peer_of
+from ipfsreg.testing.network import key_of, peer_of
 from ipfsreg.testing.topic import MemoryMesh, MemoryTopic
+
+
+class NamedSigner:
+    """Signs with the key that the test peer *name* always has. Keeps `Signer`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @property
+    def peer_id(self) -> PeerId:
+        return peer_of(self._name)
+
+    def sign(self, data: bytes) -> bytes:
+        return key_of(self._name).sign(data)
 
 
 class TableBlockstore:
@@ -117,8 +131,10 @@ class SwarmBlocks:
 class ReplicaSwarm:
     """All the replicas, and what lies between them."""
 
-    def __init__(self, directory: Path, *, delay_s: float = 0.01) -> None:
+    def __init__(self, directory: Path, *, delay_s: float = 0.01, signed: bool = False) -> None:
+        """*signed*: replicas sign what they write, as nodes do; without it, they write what Go writes."""
         self.directory = directory
+        self.signed = signed
         self.delay_s = delay_s
         self.mesh = MemoryMesh()
         self.withheld: set[bytes] = set()
@@ -148,7 +164,13 @@ class ReplicaSwarm:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch, store)
                     async with open_replica(
-                        database, store, self.blocks[name], topic, settings, rng=Random(name)
+                        database,
+                        store,
+                        self.blocks[name],
+                        topic,
+                        settings,
+                        signer=NamedSigner(name) if self.signed else None,
+                        rng=Random(name),
                     ) as replica:
                         yield replica
                     nursery.cancel_scope.cancel()

@@ -80,7 +80,9 @@ def test_a_protector_key_that_is_none_is_told(tmp_path: Path, text: str) -> None
 async def test_a_node_answers_its_operator_however_long_its_path_is(tmp_path: Path) -> None:
     config = config_of(tmp_path / ("x" * 120))
     async with open_node(config) as node:
-        assert (await trio.to_thread.run_sync(ask, config))["peer_id"] == str(node.host.peer_id)
+        status = await trio.to_thread.run_sync(ask, config)
+        assert status["peer_id"] == str(node.host.peer_id)
+        assert status["gossip"]["peers"] == status["gossip"]["dropped"] == 0
     assert not admin_socket_of(config).exists()
 
 

@@ -28,6 +28,7 @@ from ipfsreg.blockstore.interface import BlobStore
 from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.config import Config
 from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica, trusting
+from ipfsreg.crdt.writers import Rule, Writers
 from ipfsreg.database import open_database
 from ipfsreg.dht.service import open_dht
 from ipfsreg.dht.settings import DhtSettings
@@ -36,6 +37,7 @@ from ipfsreg.http.admin import make_admin
 from ipfsreg.http.app import make_app
 from ipfsreg.http.connection import ServerSettings
 from ipfsreg.http.server import open_server
+from ipfsreg.ipld.cid import Cid
 from ipfsreg.p2p.addresses import split_peer
 from ipfsreg.p2p.host import Host, NetworkSettings, open_network
 from ipfsreg.p2p.identity import Identity
@@ -44,9 +46,12 @@ from ipfsreg.p2p.pnet import MAX_SWARM_KEY_BYTES, PSK_BYTES, fingerprint, parse_
 from ipfsreg.p2p.redial import Redial, open_redial
 from ipfsreg.peer_id import PeerId
 from ipfsreg.pubsub.service import JoinedTopic, open_pubsub
+from ipfsreg.registry.catalog import repository_of
 from ipfsreg.registry.service import LocalRegistry, RegistrySettings, derive_upload_secret, open_registry
 
 logger = logging.getLogger(__name__)
+
+MAX_WITHHELD_SHOWN = 100
 
 FIRST_DIAL_S = 2.0
 """How long the start waits for bootstrappers before it tells how it stands with them."""
@@ -103,6 +108,11 @@ class Node:
                 "tips_wanted": replica.tips_wanted,
                 "nodes_wanted": replica.nodes_wanted,
                 "quarantined": replica.quarantined,
+                "withheld": replica.withheld,
+                "withheld_names": [
+                    {"key": key, "node": str(node), "author": author and str(author)}
+                    for key, node, author in self.replica.withheld(MAX_WITHHELD_SHOWN)
+                ],
                 "last_merge_at": replica.last_merge_at,
             },
             "repositories": repositories,
@@ -241,16 +251,60 @@ def _peer_infos(multiaddrs: tuple[str, ...]) -> list[PeerInfo]:
 
 
 def _replica_settings(config: Config, ourselves: PeerId) -> ReplicaSettings:
+    trusted = _trusted_peers(config, ourselves)
+    return ReplicaSettings(trusted_peers=trusted, writers=_writers(config, trusted))
+
+
+def _trusted_peers(config: Config, ourselves: PeerId) -> frozenset[PeerId] | None:
     trusted = config.crdt.trusted_peers
     if trusted is None:
         if config.is_private:
-            return ReplicaSettings(trusted_peers=None)
+            return None
         logger.warning("on the public network nobody's writes are taken until crdt.trusted_peers names who is trusted")
-        return ReplicaSettings(trusted_peers=frozenset({ourselves}))
+        return frozenset({ourselves})
     try:
-        return ReplicaSettings(trusted_peers=trusting(trusted))
+        return trusting(trusted)
     except MalformedData as error:
         raise ConfigError("crdt.trusted_peers", list(trusted), f'peer IDs, or "*" for everybody: {error}') from None
+
+
+def _writers(config: Config, trusted: frozenset[PeerId] | None) -> Writers:
+    rules = tuple(
+        Rule(
+            rule.repositories,
+            frozenset(_peer("crdt.writers.peers", peer) for peer in rule.peers),
+            tuple(
+                (_peer("crdt.writers.former.peer", one.peer), _heads("crdt.writers.former.heads", one.heads))
+                for one in rule.former
+            ),
+        )
+        for rule in config.crdt.writers
+    )
+    return Writers(
+        rules,
+        require_signed=config.crdt.require_signed,
+        signers=trusted,
+        unsigned_heads=_heads("crdt.unsigned_heads", config.crdt.unsigned_heads),
+        repository_of=repository_of,
+    )
+
+
+def _peer(key: str, text: str) -> PeerId:
+    try:
+        return PeerId.parse(text)
+    except MalformedData as error:
+        raise ConfigError(key, text, f"a peer ID, as 12D3KooW…: {error}") from None
+
+
+def _heads(key: str, texts: tuple[str, ...]) -> frozenset[bytes]:
+    heads = set()
+    for text in texts:
+        try:
+            cid = Cid.parse(text)
+        except MalformedData as error:
+            raise ConfigError(key, text, f"the CID of a head, as `ipfsreg status --json` shows them: {error}") from None
+        heads.add(cid.multihash)
+    return frozenset(heads)
 
 
 # --------------------------------------------------------------------------------------- running
@@ -293,7 +347,9 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         if config.p2p.mdns:
             await stack.enter_async_context(_open_lan(host, None if psk is None else fingerprint(psk)))
         redial = await stack.enter_async_context(open_redial(host, bootstrappers, remembered=host.remembered))
-        replica = await stack.enter_async_context(open_replica(database, store, bitswap, topic, replica_settings))
+        replica = await stack.enter_async_context(
+            open_replica(database, store, bitswap, topic, replica_settings, signer=host)
+        )
         await _tell_bootstrappers(redial)
         await replica.wait_synced()
         logger.info("replica ready, %d heads at height %d", len(replica.heads()), replica.status().height)

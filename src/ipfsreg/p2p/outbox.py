@@ -92,7 +92,10 @@ class Outbox:
                 self.bytes_out += len(self._unsent)
                 self._unsent = b""
             elif self._session.out or self._senders:
-                await trio.lowlevel.checkpoint()
+                if self._wire.room():
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await self._wire.wait_room()
             elif self._finishing:
                 await self._wire.send_eof()
                 return
@@ -117,11 +120,11 @@ class Outbox:
 
     def transmit_batch(self) -> None:
         """Encrypt and write up to one batch; what the socket does not take is kept. Raises ConnectionLost."""
-        if self._unsent:
+        if self._unsent or not (self._session.out or self._senders):
             return
         outgoing, message = self._scratch.outgoing, self._scratch.message
-        filled = 0
-        while filled < BATCH_BYTES:
+        filled, room = 0, min(self._wire.room(), BATCH_BYTES)
+        while filled < room:
             size = self._fill_message(message)
             if not size:
                 break

@@ -13,6 +13,7 @@ from typing import Protocol
 import trio
 
 from ipfsreg.errors import ConnectionLost
+from ipfsreg.p2p.backlog import Backlog
 from ipfsreg.p2p.noise import MAX_MESSAGE_BYTES, MAX_PLAINTEXT_BYTES
 
 BATCH_BYTES = 256 * 1024
@@ -66,6 +67,12 @@ class Wire(Protocol):
     def write(self, data: memoryview) -> int:
         """Write what is taken without waiting, maybe nothing: the number of bytes. Raises ConnectionLost."""
 
+    def room(self) -> int:
+        """How many bytes may be written now so that what is said after them need not wait long."""
+
+    async def wait_room(self) -> None:
+        """Return when there may be `room` again. Raises ConnectionLost."""
+
     async def write_all(self, data: bytes) -> None:
         """Write all of *data*. Cancelled: some of it may be written, and only closing is left.
 
@@ -90,11 +97,12 @@ def wire_over(stream: trio.abc.Stream) -> Wire:
 class SocketWire:
     """Straight to the socket, past trio's one call, one checkpoint and one copy for each piece."""
 
-    __slots__ = ("_socket", "_stream")
+    __slots__ = ("_backlog", "_socket", "_stream")
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self._socket = stream.socket
+        self._backlog = Backlog(stream.socket)
 
     async def wait_readable(self) -> None:
         """See Wire."""
@@ -115,20 +123,30 @@ class SocketWire:
     def write(self, data: memoryview) -> int:
         """See Wire."""
         try:
-            return os.write(self._socket.fileno(), data)
+            count = os.write(self._socket.fileno(), data)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:
+            raise _lost(error) from None
+        self._backlog.wrote(count)
+        return count
+
+    def room(self) -> int:
+        """See Wire."""
+        return self._backlog.room(trio.current_time())
+
+    async def wait_room(self) -> None:
+        """See Wire."""
+        try:
+            await trio.lowlevel.wait_writable(self._socket.fileno())
+        except (OSError, ValueError, trio.ClosedResourceError) as error:
             raise _lost(error) from None
 
     async def write_all(self, data: bytes) -> None:
         """See Wire."""
         left = memoryview(data)
         while left:
-            try:
-                await trio.lowlevel.wait_writable(self._socket.fileno())
-            except (OSError, ValueError, trio.ClosedResourceError) as error:
-                raise _lost(error) from None
+            await self.wait_room()
             left = left[self.write(left) :]
 
     async def send_eof(self) -> None:
@@ -172,6 +190,14 @@ class StreamWire:
     def write(self, data: memoryview) -> int:
         """See Wire. A trio stream takes nothing without an await."""
         return 0
+
+    def room(self) -> int:
+        """See Wire. It takes what it is given only when it can be sent on."""
+        return BATCH_BYTES
+
+    async def wait_room(self) -> None:
+        """See Wire."""
+        await trio.lowlevel.checkpoint()
 
     async def write_all(self, data: bytes) -> None:
         """See Wire."""

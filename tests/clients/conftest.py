@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,10 +35,15 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
 
 
 @pytest.fixture(scope="session")
-def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ContainerClient]]:
+def clients() -> Iterator[dict[str, ContainerClient]]:
     """Opened when first asked for, closed at the end."""
-    with ExitStack() as stack:
-        yield _Clients(stack, tmp_path_factory.mktemp("clients"))
+    # Not below pytest's own folder: podman takes no path of more than 50 characters for its state.
+    directory = Path(tempfile.mkdtemp(prefix="ipfsreg-"))
+    try:
+        with ExitStack() as stack:
+            yield _Clients(stack, directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 class _Clients(dict[str, ContainerClient]):

@@ -93,6 +93,13 @@ class CrdtConfig(_Section, frozen=True):
     writers: tuple[WriterConfig, ...] = ()
 
 
+class RegistryConfig(_Section, frozen=True):
+    """`[registry]`: repositories and tags."""
+
+    immutable_tags: tuple[str, ...] = ()
+    """Patterns of `repository:tag`; such a tag is set once."""
+
+
 class HttpConfig(_Section, frozen=True):
     """`[http]`: the registry's front door."""
 
@@ -116,6 +123,7 @@ class Config(_Section, frozen=True):
     node: NodeConfig = NodeConfig()
     p2p: P2pConfig = P2pConfig()
     crdt: CrdtConfig = CrdtConfig()
+    registry: RegistryConfig = RegistryConfig()
     http: HttpConfig = HttpConfig()
     fetch: FetchConfig = FetchConfig()
 

@@ -13,7 +13,7 @@ import base64
 import fcntl
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,8 @@ from ipfsreg.http.app import make_app
 from ipfsreg.http.connection import ServerSettings
 from ipfsreg.http.server import open_server
 from ipfsreg.ipld.cid import Cid
+from ipfsreg.oci.digest import Digest
+from ipfsreg.oci.names import RepositoryName, Tag, parse_repository, parse_tag
 from ipfsreg.p2p.addresses import split_peer
 from ipfsreg.p2p.host import Host, NetworkSettings, open_network
 from ipfsreg.p2p.identity import Identity
@@ -47,6 +49,7 @@ from ipfsreg.p2p.redial import Redial, open_redial
 from ipfsreg.peer_id import PeerId
 from ipfsreg.pubsub.service import JoinedTopic, open_pubsub
 from ipfsreg.registry.catalog import repository_of
+from ipfsreg.registry.history import Move, format_time
 from ipfsreg.registry.service import LocalRegistry, RegistrySettings, derive_upload_secret, open_registry
 
 logger = logging.getLogger(__name__)
@@ -122,6 +125,33 @@ class Node:
             "blobs": len(blobs),
             "bytes": sum(info.size for info in blobs),
         }
+
+    async def log(self, fields: Mapping[str, str]) -> dict[str, Any]:
+        """What `ipfsreg log` shows: the moves of a tag, the latest first."""
+        repository, tag = _name_in(fields)
+        return {"moves": [_show(move) for move in self.registry.history(repository, tag)]}
+
+    async def roll_back(self, fields: Mapping[str, str]) -> dict[str, Any]:
+        """What `ipfsreg rollback` does: move a tag back, as a move like any other."""
+        repository, tag = _name_in(fields)
+        to = fields.get("to", "")
+        target = int(to) if to.isascii() and to.isdigit() and len(to) < 10 else Digest.parse(to)
+        return {"move": _show(await self.registry.roll_back(repository, tag, target))}
+
+
+def _name_in(fields: Mapping[str, str]) -> tuple[RepositoryName, Tag]:
+    return parse_repository(fields.get("repository", "")), parse_tag(fields.get("tag", ""))
+
+
+def _show(move: Move) -> dict[str, Any]:
+    return {
+        "step": move.step,
+        "time": format_time(move.when_us),
+        "when_us": move.when_us,
+        "peer": str(move.peer),
+        "from": move.before and str(move.before),
+        "to": move.to and str(move.to),
+    }
 
 
 def _describe(state: Any) -> str:
@@ -363,12 +393,14 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
                 peer=identity.peer_id,
                 upload_secret=derive_upload_secret(identity.to_protobuf()),
                 settings=RegistrySettings(
-                    give_up_s=config.fetch.give_up_s, finish_without_client=config.fetch.finish_without_client
+                    give_up_s=config.fetch.give_up_s,
+                    finish_without_client=config.fetch.finish_without_client,
+                    immutable_tags=config.registry.immutable_tags,
                 ),
             )
         )
         node = Node(config, host, redial, topic, blobs, bitswap, replica, registry, started_at)
-        admin = make_admin({"/status": node.status})
+        admin = make_admin({"/status": node.status}, {"/log": node.log}, {"/rollback": node.roll_back})
         door = f"unix:{admin_socket_of(config)}"
         await stack.enter_async_context(open_server(admin, listen=[door], settings=ServerSettings(drain_s=1.0)))
         front = ServerSettings(drain_s=config.node.drain_s)

@@ -21,6 +21,7 @@ from ipfsreg.database import open_database
 from ipfsreg.errors import (
     BlobUnknown,
     ContentUnavailable,
+    Denied,
     DigestMismatch,
     ManifestBlobUnknown,
     ManifestUnknown,
@@ -85,10 +86,13 @@ async def open_site(
     *,
     give_up_s: float = 5.0,
     finish_without_client: bool = True,
+    immutable_tags: tuple[str, ...] = (),
 ) -> AsyncIterator[Site]:
     store = MemoryBlockstore()
     blobs, names, endpoint = make_blobs(store), MemoryNames(), swarm.endpoint(name)
-    settings = RegistrySettings(give_up_s=give_up_s, finish_without_client=finish_without_client)
+    settings = RegistrySettings(
+        give_up_s=give_up_s, finish_without_client=finish_without_client, immutable_tags=immutable_tags
+    )
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(directory / f"{name}.db"))
         bitswap = await stack.enter_async_context(open_bitswap(endpoint, store, None, BitswapSettings()))
@@ -248,6 +252,68 @@ async def test_every_move_of_a_tag_is_kept(alice: Site) -> None:
         (one.digest, two.digest),
         (two.digest, None),
     ]
+
+
+async def test_a_tag_is_rolled_back_by_steps_and_by_digest_and_its_history_goes_on(alice: Site) -> None:
+    first, second, third = [
+        (await push_image(alice.registry, APP, "latest", text)).digest for text in (b"1", b"2", b"3")
+    ]
+    await alice.registry.roll_back(APP, LATEST, 2)
+    assert (await alice.registry.stat_manifest(APP, LATEST)).digest == first
+    move = await alice.registry.roll_back(APP, LATEST, second)
+    assert (move.step, move.to, move.before) == (0, second, first)
+    assert [move.to for move in alice.registry.history(APP, LATEST)] == [second, first, third, second, first]
+    assert await alice.registry.roll_back(APP, LATEST, 0) == move, "to where it is, is no move"
+    with pytest.raises(ManifestUnknown, match="5 moves ago"):
+        await alice.registry.roll_back(APP, LATEST, 5)
+    await alice.registry.delete_manifest(APP, third)
+    with pytest.raises(ManifestUnknown):
+        await alice.registry.roll_back(APP, LATEST, 2)
+    with pytest.raises(ManifestUnknown):
+        alice.registry.history(APP, parse_tag("none"))
+
+
+async def test_a_past_state_is_pulled_by_a_tag_with_a_time(alice: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = []
+    for day, text in ((1, b"first"), (2, b"second")):
+        monkeypatch.setattr("time.time_ns", lambda day=day: day * 86400 * 10**9)
+        digests.append((await push_image(alice.registry, APP, "latest", text)).digest)
+    past = {
+        "1970-01-02": digests[0],
+        "1970-01-02T23.59.59Z": digests[0],
+        "1970-01-03": digests[1],
+        "2026-01-01": digests[1],
+    }
+    for time, digest in past.items():
+        assert (await alice.registry.get_manifest(APP, parse_tag(f"latest--{time}"))).stat.digest == digest
+    for time in ("1970-01-01", "yesterday", "1970-01-32"):
+        with pytest.raises(ManifestUnknown):
+            await alice.registry.stat_manifest(APP, parse_tag(f"latest--{time}"))
+    real = await push_image(alice.registry, APP, "latest--1970-01-02", b"a tag of that very name")
+    assert (await alice.registry.stat_manifest(APP, parse_tag("latest--1970-01-02"))).digest == real.digest
+
+
+async def test_an_immutable_tag_is_set_once(tmp_path: Path) -> None:
+    async with open_site(MemorySwarm(), "alice", tmp_path, immutable_tags=("team/*:v*",)) as alice:
+        v1 = parse_tag("v1")
+        pushed = await push_image(alice.registry, APP, "v1", b"1")
+        assert await push_image(alice.registry, APP, "v1", b"1") == pushed, "the same again is no move"
+        other = await push_image(alice.registry, APP, "latest", b"2")
+        blobs = len(list(alice.blobs.blobs()))
+        refused = manifest_of(b'{"os":"linux"}', b"2", annotations={"a": "b"})
+        with pytest.raises(Denied):
+            await alice.registry.put_manifest(APP, v1, IMAGE, refused)
+        with pytest.raises(Denied):
+            await alice.registry.put_manifest(APP, parse_tag("v2"), IMAGE, refused, (v1,))
+        assert len(list(alice.blobs.blobs())) == blobs, "nothing is kept of what was refused"
+        with pytest.raises(Denied):
+            await alice.registry.delete_manifest(APP, v1)
+        with pytest.raises(Denied):
+            await alice.registry.delete_manifest(APP, pushed.digest)
+        with pytest.raises(Denied):
+            await alice.registry.roll_back(APP, v1, other.digest)
+        assert (await alice.registry.stat_manifest(APP, v1)).digest == pushed.digest
+        await push_image(alice.registry, APP, "latest", b"3")
 
 
 async def test_deleting_a_tag_leaves_its_manifest(alice: Site) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `ipfsreg init | daemon | id | status`.
+"""The command line: `ipfsreg init | daemon | id | status | log | rollback`.
 
 Commands import what they run when they run it: `ipfsreg --help` must not load a network stack.
 """
@@ -118,6 +118,32 @@ def status(config_path: Path | None, as_json: bool) -> None:
 
     answer = ask(_load(config_path))
     click.echo(json.dumps(answer, indent=2) if as_json else describe(answer))
+
+
+@main.command(name="log")
+@CONFIG_OPTION
+@click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
+@click.argument("name", metavar="REPO:TAG")
+def show_log(config_path: Path | None, as_json: bool, name: str) -> None:
+    """Show every move of a tag: how many moves ago, when, by which node, from what to what.
+
+    Moves that lost against a concurrent one are marked.
+    """
+    from ipfsreg.cli.log import describe_move, moves_of
+
+    moves = moves_of(_load(config_path), name)
+    click.echo(json.dumps(moves, indent=2) if as_json else "\n".join(map(describe_move, moves)))
+
+
+@main.command()
+@CONFIG_OPTION
+@click.option("--to", required=True, metavar="DIGEST|STEP", help="A manifest, or how many moves back, as `log` shows.")
+@click.argument("name", metavar="REPO:TAG")
+def rollback(config_path: Path | None, to: str, name: str) -> None:
+    """Let a tag point again at what it pointed at before. The history goes on; nothing of it is lost."""
+    from ipfsreg.cli.log import describe_move, roll_back
+
+    click.echo(describe_move(roll_back(_load(config_path), name, to)))
 
 
 def _load(path: Path | None) -> Config:

@@ -1,7 +1,8 @@
-"""`ipfsreg status`: what the running node says of itself through its admin door."""
+"""What the running node says and does through its admin door: `ipfsreg status`, `log`, `rollback`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -18,19 +19,37 @@ class NotRunning(IpfsregError):
     """No node answers at the admin door."""
 
 
-def ask(config: Config) -> dict[str, Any]:
+class Refused(IpfsregError):
+    """The node says why not."""
+
+
+def ask(config: Config, path: str = "/status", fields: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Ask the node that runs on *config*'s datastore.
 
     Raises:
         NotRunning: none does.
+        Refused: what is asked for is not there.
     """
+    return _exchange(config, "GET", path, params=fields)
+
+
+def tell(config: Config, path: str, fields: Mapping[str, str]) -> dict[str, Any]:
+    """Let that node do something. Raises as `ask`; when it raises `Refused`, nothing was done."""
+    return _exchange(config, "POST", path, json=dict(fields))
+
+
+def _exchange(config: Config, method: str, path: str, **content: Any) -> dict[str, Any]:
     door = admin_socket_of(config)
     try:
         with (
-            short_path(door) as path,
-            httpx.Client(transport=httpx.HTTPTransport(uds=path), timeout=TIMEOUT_S) as client,
+            short_path(door) as socket,
+            httpx.Client(transport=httpx.HTTPTransport(uds=socket), timeout=TIMEOUT_S) as client,
         ):
-            answer = client.get("http://admin/status").raise_for_status().json()
+            response = client.request(method, f"http://admin{path}", **content)
+            answer = response.json()
+            if response.status_code == 400:
+                raise Refused(answer["error"])
+            response.raise_for_status()
     except (httpx.HTTPError, OSError) as error:
         raise NotRunning(f"no running node answers at {door}: {error}") from error
     assert isinstance(answer, dict)

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 
 import trio
 
 from ipfsreg.blockstore.interface import BlobInfo, BlobStore
 from ipfsreg.crdt.interface import Change, Delete, Names, Put
-from ipfsreg.errors import ContentUnavailable, DigestMismatch, ManifestBlobUnknown, ManifestUnknown, NameUnknown
+from ipfsreg.errors import (
+    ContentUnavailable,
+    Denied,
+    DigestMismatch,
+    ManifestBlobUnknown,
+    ManifestUnknown,
+    NameUnknown,
+)
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest, parse_manifest
 from ipfsreg.oci.names import Reference, RepositoryName, Tag
@@ -21,6 +29,7 @@ from ipfsreg.peer_id import PeerId
 from ipfsreg.registry import catalog
 from ipfsreg.registry.catalog import ManifestRecord, MoveRecord, ReferrerRecord, TagRecord
 from ipfsreg.registry.fetching import Fetches
+from ipfsreg.registry.history import Move, parse_past, state_at, trace
 from ipfsreg.registry.interface import ManifestContent, ManifestPushed, ManifestStat
 from ipfsreg.registry.links import Links
 from ipfsreg.registry.local import LocalBlobs
@@ -49,6 +58,7 @@ class Manifests:
         fetches: Fetches,
         providing: Providing,
         peer: PeerId,
+        immutable_tags: Sequence[str] = (),
     ) -> None:
         self._names = names
         self._records = records
@@ -58,11 +68,15 @@ class Manifests:
         self._fetches = fetches
         self._providing = providing
         self._peer = peer
+        self._immutable_tags = tuple(immutable_tags)
         self._last_us = 0
 
     def resolve(self, repository: RepositoryName, reference: Reference) -> tuple[Digest, ManifestRecord]:
         """What *reference* stands for now. Raises NameUnknown, ManifestUnknown."""
-        digest = reference if isinstance(reference, Digest) else self.tag_target(repository, reference)
+        if isinstance(reference, Digest):
+            digest: Digest | None = reference
+        else:
+            digest = self.tag_target(repository, reference) or self._past_target(repository, reference)
         record = digest and self._records.manifest(repository, digest)
         if not digest or not record:
             raise self._unknown(repository, reference)
@@ -72,6 +86,34 @@ class Manifests:
         """What *tag* points at, or None."""
         record = self._records.tag(repository, tag)
         return None if record is None else record.digest
+
+    def _past_target(self, repository: RepositoryName, reference: Tag) -> Digest | None:
+        """What `tag--time` pointed at, where no tag of that very name exists."""
+        past = parse_past(reference)
+        return None if past is None else state_at(self.history(repository, past[0]), past[1])
+
+    def history(self, repository: RepositoryName, tag: Tag) -> list[Move]:
+        """Every move of *tag*, the latest first; see `history.trace`."""
+        return trace(self._records.moves(repository, tag), self._records.tag(repository, tag))
+
+    async def roll_back(self, repository: RepositoryName, tag: Tag, to: Digest | int) -> Move:
+        """Move *tag* to a manifest of the repository, or to where it pointed *to* moves ago; return the new move.
+
+        Raises:
+            NameUnknown, ManifestUnknown: there is no such move, or its manifest is gone.
+            Denied: the tag is immutable, or this node may not write there.
+        """
+        if isinstance(to, int):
+            digest = next((move.to for move in self.history(repository, tag) if move.step == to), None)
+            if digest is None:
+                raise ManifestUnknown(f"{repository}:{tag} pointed at nothing {to} moves ago")
+        else:
+            digest = to
+        self.resolve(repository, digest)
+        changes = self._move(repository, tag, digest, self._now_us())
+        if changes:
+            await self._names.commit(changes)
+        return next(move for move in self.history(repository, tag) if move.to == digest)
 
     def exists(self, repository: RepositoryName) -> bool:
         """Whether the repository has anything in it, here or anywhere in the swarm."""
@@ -116,6 +158,8 @@ class Manifests:
             digest = Digest.of(data)
             tags = (reference, *tags)
         self._check_content(repository, manifest)
+        for tag in tags:
+            self._move(repository, tag, digest, self._last_us)  # what is denied is denied before anything is stored
         info = await self._blobs.put_whole(data, digest)
         self._providing.add(info.root)
         # Again, and from here on without a pause: what it names may have been deleted meanwhile.
@@ -176,6 +220,8 @@ class Manifests:
         before = self.tag_target(repository, tag)
         if before == to:
             return []
+        if before is not None and self._is_immutable(repository, tag):
+            raise Denied(f"{repository}:{tag} is immutable: it stays at {before}")
         key = catalog.tag_key(repository, tag)
         move = MoveRecord(to, before, self._peer)
         return [
@@ -183,8 +229,11 @@ class Manifests:
             Put(catalog.history_key(repository, tag, now_us, self._peer), move.encode()),
         ]
 
+    def _is_immutable(self, repository: RepositoryName, tag: Tag) -> bool:
+        return any(fnmatchcase(f"{repository}:{tag}", pattern) for pattern in self._immutable_tags)
+
     async def delete(self, repository: RepositoryName, reference: Reference) -> None:
-        """A tag alone, or a manifest with all its tags. Raises NameUnknown, ManifestUnknown."""
+        """A tag alone, or a manifest with all its tags. Raises NameUnknown, ManifestUnknown, Denied."""
         now_us = self._now_us()
         if not isinstance(reference, Digest):
             changes = self._move(repository, reference, None, now_us)

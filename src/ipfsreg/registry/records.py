@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 from ipfsreg.crdt.interface import Names
@@ -12,6 +13,7 @@ from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName, Tag
 from ipfsreg.registry import catalog
 from ipfsreg.registry.catalog import LinkRecord, ManifestRecord, ReferrerRecord, TagRecord
+from ipfsreg.registry.history import Move, read_move
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,14 @@ class Records:
             record = self._decode(key, value, TagRecord.decode)
             if record is not None:
                 yield Tag(key[len(prefix) :]), record
+
+    def moves(self, repository: RepositoryName, tag: Tag) -> Iterator[Move]:
+        """Every move of *tag*, in the order of their times."""
+        prefix = catalog.history_prefix(repository, tag)
+        for key, value in self._names.scan(prefix):
+            move = self._decode(key, value, partial(read_move, key[len(prefix) :]))
+            if move is not None:
+                yield move
 
     def referrers(self, repository: RepositoryName, subject: Digest) -> Iterator[tuple[Digest, ReferrerRecord]]:
         """Every manifest that refers to *subject*."""

@@ -26,6 +26,7 @@ from ipfsreg.registry import catalog
 from ipfsreg.registry.catalog import LinkRecord
 from ipfsreg.registry.fetching import Fetches
 from ipfsreg.registry.following import follow_manifests
+from ipfsreg.registry.history import Move
 from ipfsreg.registry.interface import (
     BlobContent,
     BlobStat,
@@ -64,6 +65,8 @@ class RegistrySettings:
     """Seconds without progress after which a fetch fails."""
     finish_without_client: bool = True
     """Go on with a fetch when its last reader has gone."""
+    immutable_tags: tuple[str, ...] = ()
+    """Patterns of `repository:tag`: such a tag is set once and neither moved nor deleted through this node."""
 
 
 class LocalRegistry:
@@ -146,6 +149,17 @@ class LocalRegistry:
     async def delete_manifest(self, repository: RepositoryName, reference: Reference) -> None:
         await self._manifests.delete(repository, reference)
 
+    def history(self, repository: RepositoryName, tag: Tag) -> list[Move]:
+        """Every move of *tag*, the latest first, the losers of conflicts too. Raises NameUnknown, ManifestUnknown."""
+        moves = self._manifests.history(repository, tag)
+        if not moves:
+            self._manifests.resolve(repository, tag)
+        return moves
+
+    async def roll_back(self, repository: RepositoryName, tag: Tag, to: Digest | int) -> Move:
+        """See `Manifests.roll_back`."""
+        return await self._manifests.roll_back(repository, tag, to)
+
     # ---------------------------------------------------------------- listing
 
     async def tags(self, repository: RepositoryName, *, limit: int, last: str = "") -> Page:
@@ -215,7 +229,7 @@ async def open_registry(
         providing = Providing(routing)
         local = LocalBlobs(nursery, blobs)
         fetches = Fetches(nursery, blobs, local, bitswap, providing, settings.give_up_s, settings.finish_without_client)
-        manifests = Manifests(names, records, blobs, links, local, fetches, providing, peer)
+        manifests = Manifests(names, records, blobs, links, local, fetches, providing, peer, settings.immutable_tags)
         uploads = Uploads(blobs, local, links, providing, upload_secret)
         registry = LocalRegistry(names, records, local, links, uploads, manifests, fetches)
         for task in (

@@ -98,6 +98,8 @@ class RegistryConfig(_Section, frozen=True):
 
     immutable_tags: tuple[str, ...] = ()
     """Patterns of `repository:tag`; such a tag is set once."""
+    wait_heads_s: float = 10.0
+    """Seconds that a read waits for the writes it says it has seen elsewhere (`Ipfsreg-Heads`)."""
 
 
 class HttpConfig(_Section, frozen=True):
@@ -287,6 +289,8 @@ def _check(config: Config) -> None:
         value = getattr(config.fetch, key)
         if not 0 < value <= 86400:
             raise ConfigError(f"fetch.{key}", value, "seconds above 0 and at most 86400")
+    if not 0 <= config.registry.wait_heads_s <= 3600:
+        raise ConfigError("registry.wait_heads_s", config.registry.wait_heads_s, "seconds from 0 to 3600")
     if not 0 <= config.node.drain_s <= 3600:
         raise ConfigError("node.drain_s", config.node.drain_s, "seconds from 0 to 3600")
     if not config.node.datastore_path or "\0" in config.node.datastore_path:

@@ -396,6 +396,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
                     give_up_s=config.fetch.give_up_s,
                     finish_without_client=config.fetch.finish_without_client,
                     immutable_tags=config.registry.immutable_tags,
+                    wait_heads_s=config.registry.wait_heads_s,
                 ),
             )
         )

@@ -65,6 +65,20 @@ async def test_a_write_travels_by_gossip_and_bitswap(tmp_path: Path) -> None:
         assert {cid.codec for cid in heads} == {DAG_PB}
 
 
+async def test_who_waits_for_the_heads_of_a_write_reads_it_on_another_replica(tmp_path: Path) -> None:
+    swarm = MemorySwarm()
+    async with (
+        open_peer(swarm, tmp_path, "alice") as alice,
+        open_peer(swarm, tmp_path, "bob", "alice") as bob,
+    ):
+        with trio.fail_after(20):
+            for number in range(20):
+                writer, reader = (alice, bob) if number % 2 else (bob, alice)
+                heads = await writer.replica.commit([Put("/tag", b"%d" % number), Delete("/gone"), Put("/x", b"1")])
+                await reader.replica.wait_merged(heads)
+                assert reader.replica.get("/tag") == b"%d" % number
+
+
 async def test_a_late_joiner_and_one_who_comes_back_learn_what_they_missed(tmp_path: Path) -> None:
     swarm = MemorySwarm()
     async with open_peer(swarm, tmp_path, "alice") as alice:

@@ -55,6 +55,12 @@ class Names(Protocol):
     def heads(self) -> tuple[Cid, ...]:
         """The closed heads of the DAG, by CID."""
 
+    async def wait_merged(self, heads: Sequence[Cid]) -> None:
+        """Return once all that lies at or below *heads* counts here, at once if it does. May wait for ever.
+
+        Nothing is fetched for it: heads become known by gossip alone, so a stranger's CIDs cost nothing.
+        """
+
     def changes(self, prefixes: Iterable[str] = ("/",)) -> AbstractAsyncContextManager[AsyncIterator[KeyChanged]]:
         """While the block lasts, iterate over changes below *prefixes*.
 

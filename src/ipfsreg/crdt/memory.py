@@ -24,6 +24,8 @@ class MemoryNames:
         self._values: dict[str, bytes] = {}
         self._keys: list[str] = []
         self._head: Cid | None = None
+        self._heads_had: set[Cid] = set()
+        self._changed = trio.Event()
         self._feed = ChangeFeed()
 
     def get(self, key: str) -> bytes | None:
@@ -51,6 +53,9 @@ class MemoryNames:
         if applied:
             before = bytes(self._head) if self._head else b""
             self._head = Cid.of(DAG_PB, before + repr(applied).encode())
+            self._heads_had.add(self._head)
+            self._changed.set()
+            self._changed = trio.Event()
         self._feed.publish(change for change in applied if change.old != change.new)
 
     def _apply(self, change: Change) -> KeyChanged:
@@ -66,6 +71,11 @@ class MemoryNames:
 
     def heads(self) -> tuple[Cid, ...]:
         return (self._head,) if self._head else ()
+
+    async def wait_merged(self, heads: Sequence[Cid]) -> None:
+        await trio.lowlevel.checkpoint()
+        while not self._heads_had.issuperset(heads):
+            await self._changed.wait()
 
     @asynccontextmanager
     async def changes(self, prefixes: Iterable[str] = ("/",)) -> AsyncIterator[AsyncIterator[KeyChanged]]:

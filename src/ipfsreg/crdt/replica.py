@@ -155,6 +155,12 @@ class Replica:
     def heads(self) -> tuple[Cid, ...]:
         return tuple(node_cid(head.multihash) for head in self._own_heads())
 
+    async def wait_merged(self, heads: Sequence[Cid]) -> None:
+        await trio.lowlevel.checkpoint()
+        waiting = {head.multihash for head in heads}
+        while waiting := {one for one in waiting if state.state_of_node(self._database, one) != state.CLOSED}:
+            await self._changed.wait()
+
     @asynccontextmanager
     async def changes(self, prefixes: Iterable[str] = ("/",)) -> AsyncIterator[AsyncIterator[KeyChanged]]:
         with self._feed.reader(prefixes) as reader:

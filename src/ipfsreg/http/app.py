@@ -12,6 +12,7 @@ from ipfsreg.errors import IpfsregError
 from ipfsreg.http import blobs, listing, manifests, paths, uploads
 from ipfsreg.http.connection import Handler
 from ipfsreg.http.errors import error_response
+from ipfsreg.http.heads import heed_heads
 from ipfsreg.http.request import ClientGone, Request
 from ipfsreg.http.responses import Header, Response
 from ipfsreg.registry.interface import Registry
@@ -45,6 +46,7 @@ def make_app(registry: Registry) -> Handler:
             action = paths.parse_action(request.method, request.path, request.query)
             if isinstance(action, paths.Ping):
                 return _PONG
+            await heed_heads(registry, request)
             response = await _HANDLERS[type(action)](registry, request, action)
         except ClientGone:
             raise

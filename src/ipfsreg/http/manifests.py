@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipfsreg.errors import ManifestTooLarge
 from ipfsreg.http.blobs import IMMUTABLE, matches
+from ipfsreg.http.heads import heads_headers
 from ipfsreg.http.paths import DeleteManifest, GetManifest, PutManifest
 from ipfsreg.http.request import BodyTooLarge, Request
 from ipfsreg.http.responses import Header, NoBody, Response
@@ -12,7 +13,6 @@ from ipfsreg.oci.manifest import MAX_MANIFEST_BYTES
 from ipfsreg.registry.interface import ManifestStat, Registry
 
 _REVALIDATE: Header = ("Cache-Control", "no-cache")
-_MAX_HEADS = 32
 
 
 async def get_manifest(registry: Registry, request: Request, action: GetManifest) -> Response:
@@ -49,16 +49,12 @@ async def put_manifest(registry: Registry, request: Request, action: PutManifest
     if pushed.subject is not None:
         headers.append(("OCI-Subject", str(pushed.subject)))
     headers += [("OCI-Tag", tag) for tag in action.tags]
-    if pushed.heads:
-        # Who reads them only waits for one node to have them all; a swarm in a storm of writes has too many to send.
-        headers.append(("Ipfsreg-Heads", ", ".join(map(str, pushed.heads[:_MAX_HEADS]))))
-    return Response(201, headers)
+    return Response(201, [*headers, *heads_headers(pushed.heads)])
 
 
 async def delete_manifest(registry: Registry, request: Request, action: DeleteManifest) -> Response:
     """DELETE."""
-    await registry.delete_manifest(action.repository, action.reference)
-    return Response(202)
+    return Response(202, heads_headers(await registry.delete_manifest(action.repository, action.reference)))
 
 
 def _headers(stat: ManifestStat, by_digest: bool) -> list[Header]:

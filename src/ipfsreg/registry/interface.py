@@ -183,8 +183,19 @@ class Registry(Protocol):
             ManifestBlobUnknown: it names content this repository does not have.
         """
 
-    async def delete_manifest(self, repository: RepositoryName, reference: Reference) -> None:
-        """A tag: the tag alone. A digest: the manifest and every tag of it. Raises NameUnknown, ManifestUnknown."""
+    async def delete_manifest(self, repository: RepositoryName, reference: Reference) -> tuple[Cid, ...]:
+        """A tag: the tag alone. A digest: the manifest and every tag of it. Returns heads that contain that.
+
+        Raises:
+            NameUnknown, ManifestUnknown.
+        """
+
+    async def wait_heads(self, heads: Sequence[Cid]) -> None:
+        """Return once this node has everything at or below *heads*, as a push or a deletion elsewhere told them.
+
+        Raises:
+            NotReady: it has not within the configured time.
+        """
 
     async def tags(self, repository: RepositoryName, *, limit: int, last: str = "") -> Page:
         """Tags after *last*. Raises NameUnknown."""

@@ -22,6 +22,7 @@ from ipfsreg.errors import (
     ManifestUnknown,
     NameUnknown,
 )
+from ipfsreg.ipld.cid import Cid
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest, parse_manifest
 from ipfsreg.oci.names import Reference, RepositoryName, Tag
@@ -232,15 +233,14 @@ class Manifests:
     def _is_immutable(self, repository: RepositoryName, tag: Tag) -> bool:
         return any(fnmatchcase(f"{repository}:{tag}", pattern) for pattern in self._immutable_tags)
 
-    async def delete(self, repository: RepositoryName, reference: Reference) -> None:
+    async def delete(self, repository: RepositoryName, reference: Reference) -> tuple[Cid, ...]:
         """A tag alone, or a manifest with all its tags. Raises NameUnknown, ManifestUnknown, Denied."""
         now_us = self._now_us()
         if not isinstance(reference, Digest):
             changes = self._move(repository, reference, None, now_us)
             if not changes:
                 raise self._unknown(repository, reference)
-            await self._names.commit(changes)
-            return
+            return await self._names.commit(changes)
         digest, record = self.resolve(repository, reference)
         changes = [Delete(catalog.manifest_key(repository, digest))]
         if record.subject is not None:
@@ -248,7 +248,7 @@ class Manifests:
         for tag, pointed in self._records.tags(repository):
             if pointed.digest == digest:
                 changes += self._move(repository, tag, None, now_us)
-        await self._names.commit(changes)
+        return await self._names.commit(changes)
 
     def referrers(self, repository: RepositoryName, subject: Digest, artifact_type: str | None) -> list[Descriptor]:
         """Manifests whose subject is *subject*."""

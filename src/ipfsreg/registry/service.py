@@ -17,7 +17,8 @@ from ipfsreg.blockstore.interface import BlobStore
 from ipfsreg.crdt.interface import Delete, Names
 from ipfsreg.database import Database
 from ipfsreg.dht.interface import Routing
-from ipfsreg.errors import BlobUnknown, NameUnknown, StoreError, Unsupported
+from ipfsreg.errors import BlobUnknown, NameUnknown, NotReady, StoreError, Unsupported
+from ipfsreg.ipld.cid import Cid
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.manifest import Descriptor
 from ipfsreg.oci.names import Reference, RepositoryName, Tag
@@ -65,6 +66,8 @@ class RegistrySettings:
     """Seconds without progress after which a fetch fails."""
     finish_without_client: bool = True
     """Go on with a fetch when its last reader has gone."""
+    wait_heads_s: float = 10.0
+    """How long a request waits for heads that it says it has seen elsewhere."""
     immutable_tags: tuple[str, ...] = ()
     """Patterns of `repository:tag`: such a tag is set once and neither moved nor deleted through this node."""
 
@@ -81,8 +84,10 @@ class LocalRegistry:
         uploads: Uploads,
         manifests: Manifests,
         fetches: Fetches,
+        wait_heads_s: float,
     ) -> None:
         self._names = names
+        self._wait_heads_s = wait_heads_s
         self._records = records
         self._local = local
         self._links = links
@@ -146,8 +151,17 @@ class LocalRegistry:
     ) -> ManifestPushed:
         return await self._manifests.put(repository, reference, media_type, data, tags)
 
-    async def delete_manifest(self, repository: RepositoryName, reference: Reference) -> None:
-        await self._manifests.delete(repository, reference)
+    async def delete_manifest(self, repository: RepositoryName, reference: Reference) -> tuple[Cid, ...]:
+        return await self._manifests.delete(repository, reference)
+
+    async def wait_heads(self, heads: Sequence[Cid]) -> None:
+        with trio.move_on_after(self._wait_heads_s):
+            await self._names.wait_merged(heads)
+            return
+        raise NotReady(
+            f"this node does not have all of the heads asked for after {self._wait_heads_s:g} s; what was written with "
+            "them is not here yet"
+        )
 
     def history(self, repository: RepositoryName, tag: Tag) -> list[Move]:
         """Every move of *tag*, the latest first, the losers of conflicts too. Raises NameUnknown, ManifestUnknown."""
@@ -231,7 +245,7 @@ async def open_registry(
         fetches = Fetches(nursery, blobs, local, bitswap, providing, settings.give_up_s, settings.finish_without_client)
         manifests = Manifests(names, records, blobs, links, local, fetches, providing, peer, settings.immutable_tags)
         uploads = Uploads(blobs, local, links, providing, upload_secret)
-        registry = LocalRegistry(names, records, local, links, uploads, manifests, fetches)
+        registry = LocalRegistry(names, records, local, links, uploads, manifests, fetches, settings.wait_heads_s)
         for task in (
             partial(_expire, blobs),
             partial(providing.run, blobs),

@@ -27,6 +27,7 @@ async def open_front_door(
     names: MemoryNames | None = None,
     endpoint: MemoryEndpoint | None = None,
     give_up_s: float = 5.0,
+    wait_heads_s: float = 5.0,
 ) -> AsyncIterator[Server]:
     """Serve an empty registry on *listen*; blobs are kept in memory, or in *directory*.
 
@@ -45,7 +46,7 @@ async def open_front_door(
             routing=None,
             peer=endpoint.peer_id,
             upload_secret=bytes(32),
-            settings=RegistrySettings(give_up_s=give_up_s),
+            settings=RegistrySettings(give_up_s=give_up_s, wait_heads_s=wait_heads_s),
         ) as registry,
         open_server(make_app(registry), listen=[listen]) as server,
     ):

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 import trio
 
 from ipfsreg.crdt.interface import Change, Delete, KeyChanged, Names, Put
+from ipfsreg.ipld.cid import DAG_PB, Cid
 
 OpenNames = Callable[[], AbstractAsyncContextManager[Names]]
 """Opens an empty store of names."""
@@ -15,7 +16,7 @@ OpenNames = Callable[[], AbstractAsyncContextManager[Names]]
 
 async def check_names(open_names: OpenNames) -> None:
     """Raise AssertionError unless *open_names* keeps the `Names` promises."""
-    for check in (_values, _scans, _refusals, _heads, _news, _folding, _many_writers, _cancelled_commit):
+    for check in (_values, _scans, _refusals, _heads, _news, _folding, _many_writers, _cancelled_commit, _waiting):
         async with open_names() as names:
             await check(names)
 
@@ -119,6 +120,18 @@ async def _many_writers(names: Names) -> None:
             nursery.start_soon(write, number)
     assert len(names.scan("/k/")) == 100
     assert names.get("/shared") is not None
+
+
+async def _waiting(names: Names) -> None:
+    await names.wait_merged([])
+    first = await names.commit([Put("/a", b"1")])
+    await names.commit([Put("/a", b"2")])
+    with trio.fail_after(1):
+        await names.wait_merged(first)
+        await names.wait_merged(names.heads())
+    with trio.move_on_after(0.01) as scope:
+        await names.wait_merged([*first, Cid.of(DAG_PB, b"of somebody else")])
+    assert scope.cancelled_caught, "one that is missing is enough to wait"
 
 
 async def _cancelled_commit(names: Names) -> None:

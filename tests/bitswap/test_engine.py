@@ -204,6 +204,42 @@ def test_a_peer_that_wants_the_same_is_asked_what_it_has(bob: Bob) -> None:
     assert asked <= {CIDS[4]}
 
 
+def test_alone_what_a_reader_waits_for_is_asked_first(bob: Bob) -> None:
+    bob.meet(ALICE)
+    session = bob.open(ALICE)
+    bob.want(session, CIDS[:1])
+    bob.says(ALICE)
+    bob.get(ALICE, BLOCKS[0])
+    bob.note(bob.engine.urge(session, [CIDS[30]], bob.now))
+    bob.want(session, CIDS)
+    bob.note(bob.engine.urge(session, [CIDS[30]], bob.now))
+    urgent = max((entry for entry in bob.says(ALICE) if not entry.cancel), key=lambda entry: entry.priority)
+    assert urgent.cid == CIDS[30]
+
+
+def test_in_company_a_reader_in_a_hurry_has_no_priority_with_the_holder(bob: Bob) -> None:
+    root = Block.of(b"root").cid
+    bob.meet(ALICE, CAROL)
+    session = bob.open(ALICE, root=root)
+    bob.hear(CAROL, entries=(Entry(root, 1, want_have=True),))
+    bob.want(session, CIDS)
+    bob.note(bob.engine.urge(session, CIDS[5:8], bob.now))
+    assert {entry.priority for entry in bob.says(ALICE) if not entry.cancel} == {1}
+
+
+def test_a_block_is_asked_of_a_fetching_peer_that_has_it_rather_than_of_the_holder(bob: Bob) -> None:
+    root = Block.of(b"root").cid
+    bob.meet(ALICE, CAROL)
+    session = bob.open(ALICE, root=root)
+    bob.hear(CAROL, entries=(Entry(root, 1, want_have=True),))
+    bob.want(session, CIDS[:1])
+    assert bob.asks(ALICE) == {CIDS[0]}
+    bob.says(CAROL)
+    bob.hear(CAROL, haves=(CIDS[0],))
+    assert bob.asks(CAROL) == {CIDS[0]}
+    assert [entry for entry in bob.says(ALICE) if entry.cancel] == [Entry(CIDS[0], 0, cancel=True)]
+
+
 def test_partial_peers_hear_of_what_comes_into_the_window(bob: Bob) -> None:
     bob.meet(ALICE, CAROL)
     session = bob.open(ALICE)
@@ -385,6 +421,13 @@ def test_a_crowd_that_pulls_at_once_is_done_soon_after_its_links_allow(nodes: in
     assert result.sent["node 0"] <= 1.6 * 50 * MIB
 
 
+def test_readers_that_all_wait_for_the_same_do_not_make_everybody_ask_for_it() -> None:
+    result = flash_crowd(8, layers=(10, 8, 2), read_ahead=2, seed=0)
+    # Measured: 1.67 of the ideal; where a reader's haste came first, 2.67.
+    assert result.last_s < 2.0 * result.ideal_s
+    assert result.sent["node 0"] < 2.0 * 20 * MIB
+
+
 def pull_from(widths: list[float], *, blocks: int = 100, latency_s: float = 0.02) -> tuple[Crowd, Node, list[Node]]:
     crowd = Crowd(latency_s=latency_s)
     root, leaves = blob(blocks)
@@ -395,7 +438,7 @@ def pull_from(widths: list[float], *, blocks: int = 100, latency_s: float = 0.02
         giver.store[root] = 3000
         givers.append(giver)
     taker = crowd.add("taker", uplink=50 * WIDTH, downlink=50 * WIDTH)
-    crowd.pull_at(0.0, taker, root, leaves, givers[:1])
+    crowd.pull_at(0.0, taker, [(root, leaves)], givers[:1])
     return crowd, taker, givers
 
 
@@ -455,7 +498,7 @@ def test_a_crowd_survives_the_loss_of_its_first_holder_once_all_was_given_away()
     root, leaves = blob(30)
     members[0].store.update(dict.fromkeys([*leaves, root], MIB))
     for node in members[1:]:
-        crowd.pull_at(0.0, node, root, leaves, members[:1])
+        crowd.pull_at(0.0, node, [(root, leaves)], members[:1])
 
     def leave_when_spread() -> None:
         if all(any(leaf in node.store for node in members[1:]) for leaf in leaves):
@@ -469,7 +512,7 @@ def test_a_crowd_survives_the_loss_of_its_first_holder_once_all_was_given_away()
 
 
 def test_the_same_crowd_ends_the_same_way_every_time() -> None:
-    assert flash_crowd(6, blocks=20, seed=3) == flash_crowd(6, blocks=20, seed=3)
+    assert flash_crowd(6, layers=(20,), seed=3) == flash_crowd(6, layers=(20,), seed=3)
 
 
 # --------------------------------------------------------------- invariants

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipfsreg.bitswap.counters import Counters
 from ipfsreg.bitswap.messages import MAX_PRIORITY, Entry
 from ipfsreg.bitswap.recruiting import MAX_OFFENCES, FindProviders, Misbehaved, Recruiting
-from ipfsreg.bitswap.session import Goal, Session, salt_of
+from ipfsreg.bitswap.session import LOTS, Goal, Session, draw, salt_of
 from ipfsreg.bitswap.settings import BitswapSettings
 from ipfsreg.bitswap.source import Kind, Source
 from ipfsreg.bitswap.wanted import Wanted
@@ -145,13 +145,18 @@ class Asking:
     def urge(self, session: Session, cids: Sequence[Cid], now: float) -> None:
         """A reader waits for *cids*, in this order, and no longer for others."""
         self._entered(session, session.urge(cids))
+        if not session.in_company:
+            # Where all readers are in a hurry none of them is: the giver's order would be no better than theirs.
+            self._prioritise(session)
+        self._fill_session(session, now)
+
+    def _prioritise(self, session: Session) -> None:
         for place, goal in enumerate(session.urgent.values()):
             priority = MAX_PRIORITY - place
             if goal.priority < priority:
                 goal.priority = priority
                 if goal.asked is not None:
                     self._wanted.tell(goal.asked, goal.cid, Kind.WANT_BLOCK, priority)
-        self._fill_session(session, now)
 
     def forget(self, session: Session, cids: Iterable[Cid], now: float) -> None:
         """*session* does not want *cids* any more."""
@@ -226,6 +231,7 @@ class Asking:
                 self._recruiting.join(session, source, full=True, now=now)
             if goal.asked is not source:
                 self._prefer_rarer(session, goal, now)
+                self._relieve(session, goal, source, now)
 
     def _prefer_rarer(self, session: Session, goal: Goal, now: float) -> None:
         """One more peer has *goal*: if it is asked of one that has everything, ask that one for what only it has."""
@@ -235,6 +241,21 @@ class Asking:
         if any(not session.copies(other) and session.may_have(source, other) for other in session.unasked.values()):
             self._wanted.withdraw(goal, now)
             self._fill(source, now)
+
+    def _relieve(self, session: Session, goal: Goal, source: Source, now: float) -> None:
+        """*source*, which fetches too, has *goal*: ask it instead of one that has everything, which all others ask.
+
+        The more have it the fewer turn to the latest of them, so each of them is asked by an equal share.
+        """
+        holder = goal.asked
+        if holder is None or not session.sources.get(holder) or session.sources.get(source) or source.stalled:
+            return
+        if holder.is_sending(goal.cid) or not self._has_time(source):
+            return
+        if draw(goal.draw, salt_of(source.peer) ^ self._own_salt) * len(goal.have) < LOTS:
+            self._wanted.withdraw(goal, now)
+            self._wanted.ask(goal, source, session.block_bytes, now)
+            self._fill(holder, now)
 
     def receive_dont_have(self, peer: PeerId, cids: Iterable[Cid], now: float) -> None:
         """*peer* lacks *cids*; it remembers that we want them."""

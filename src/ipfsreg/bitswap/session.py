@@ -3,6 +3,9 @@
 The order. What a reader waits for comes first, in the reader's order. The rest is taken out of a window that moves
 along the caller's order: inside it, what the fewest peers are known to have comes first, and among equals every node
 draws its own lots. So peers that pull the same blob at the same time soon have different blocks to give each other.
+In such company a reader's haste counts less: all readers wait for the same block, and if all asked the one holder for
+it, it would send nothing but this block. It is asked first of those who got it meanwhile, and of the holder by the one
+whose lot it is (docs/decisions/0056).
 
 The peers. A peer is *full* as long as nothing says otherwise: it said HAVE, it was named by the caller, it is a
 provider. It is asked for any block. Once it said DONT_HAVE it is *partial*, as is a peer that wants what we want: it is
@@ -34,9 +37,13 @@ UNMEASURED_ASKS = 16
 """Blocks asked of one peer while the session does not know how large its blocks are."""
 
 
+LOTS = 2**64
+"""How many different lots there are."""
+
+
 def draw(block: int, salt: int) -> int:
-    """The lot that a peer draws for a block: the same for whoever computes it."""
-    return ((block ^ salt) * 0x9E3779B97F4A7C15) & 0xFFFF_FFFF_FFFF_FFFF
+    """The lot that a peer draws for a block, below LOTS: the same for whoever computes it."""
+    return ((block ^ salt) * 0x9E3779B97F4A7C15) % LOTS
 
 
 def salt_of(peer: PeerId) -> int:
@@ -131,6 +138,11 @@ class Session:
         self._company = [salt_of(source.peer) for source, full in self.sources.items() if not full]
         self._full = {source for source, full in self.sources.items() if full}
         self._company_mark = object()
+
+    @property
+    def in_company(self) -> bool:
+        """Whether others fetch the same now."""
+        return self.spread and bool(self._company)
 
     def copies(self, goal: Goal) -> int:
         """How many of the partial peers are known to have *goal*."""
@@ -280,10 +292,12 @@ class Session:
                     (goal for goal in self.orphans(8) if goal.asked is None and self.may_have(source, goal)), None
                 )
             )
-        for cid, goal in self.urgent.items():
-            if cid in self.unasked and self.may_have(source, goal) and self._is_quick(source, goal, now):
-                return goal
         full = self.sources.get(source, False)
+        for cid, goal in self.urgent.items():
+            if cid not in self.unasked or (full and self.in_company and self.rank(goal)):
+                continue
+            if self.may_have(source, goal) and self._is_quick(source, goal, now):
+                return goal
         if not self.spread:
             return next((goal for goal in self.unasked.values() if self.may_have(source, goal)), None)
         best: Goal | None = None

@@ -10,9 +10,9 @@ from __future__ import annotations
 import heapq
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 
 from ipfsreg.bitswap.engine import Engine, Event, FindProviders, Give, Misbehaved, Received, Session, Speak
 from ipfsreg.bitswap.settings import BitswapSettings
@@ -22,6 +22,9 @@ from ipfsreg.peer_id import PeerId
 from ipfsreg.testing.network import peer_of
 
 MIB = 1024 * 1024
+
+LAYERS_AT_ONCE = 3
+"""What docker pulls at a time."""
 
 
 @dataclass(eq=False)
@@ -38,6 +41,21 @@ class Transfer:
     taken: float = 0.0
 
 
+Layer = tuple[Cid, list[Cid]]
+"""A root and its leaves."""
+
+
+@dataclass(eq=False)
+class Pull:
+    """One layer on its way to one node."""
+
+    session: Session
+    waiting: deque[Cid]
+    """What a reader has not read yet, in order."""
+    read_ahead: int
+    """Leaves urged beyond the one that is waited for; below 0, nobody reads."""
+
+
 @dataclass(eq=False)
 class Node:
     """One peer of the crowd."""
@@ -49,7 +67,12 @@ class Node:
     peer: PeerId = field(init=False)
     engine: Engine = field(init=False)
     store: dict[Cid, int] = field(default_factory=dict)
-    session: Session | None = None
+    pulls: dict[int, Pull] = field(default_factory=dict)
+    """By session."""
+    layers: deque[Layer] = field(default_factory=deque)
+    """What it pulls when it is done with something else."""
+    sessions: list[Session] = field(default_factory=list)
+    """All there were."""
     done_at: float | None = None
     sent: int = 0
     misbehaved: list[PeerId] = field(default_factory=list)
@@ -102,17 +125,36 @@ class Crowd:
             self._do(other, other.engine.disconnected(node.peer, self.now))
         self._share()
 
-    def pull_at(self, when: float, node: Node, root: Cid, blocks: Iterable[Cid], first: Iterable[Node]) -> None:
-        """*node* begins to fetch *blocks* at *when*."""
+    def pull_at(
+        self, when: float, node: Node, layers: Iterable[Layer], first: Iterable[Node], *, read_ahead: int = -1
+    ) -> None:
+        """*node* begins to fetch *layers* at *when*, some at a time; *read_ahead* as in `Pull`."""
         self._pulling.add(node)
-        self.at(when, lambda: self._pull(node, root, list(blocks), list(first)))
+        node.layers.extend(layers)
+        hints = [one.peer for one in first]
 
-    def _pull(self, node: Node, root: Cid, blocks: list[Cid], first: list[Node]) -> None:
-        node.session, events = node.engine.open_session(
-            root, [one.peer for one in first], spread=True, block_bytes=MIB, now=self.now
-        )
+        def begin() -> None:
+            for _ in range(min(LAYERS_AT_ONCE, len(node.layers))):
+                self._pull(node, hints, read_ahead)
+
+        self.at(when, begin)
+
+    def _pull(self, node: Node, hints: list[PeerId], read_ahead: int) -> None:
+        root, leaves = node.layers.popleft()
+        session, events = node.engine.open_session(root, hints, spread=True, block_bytes=MIB, now=self.now)
+        node.sessions.append(session)
+        pull = node.pulls[session.number] = Pull(session, deque(leaves), read_ahead)
         self._do(node, events)
-        self._do(node, node.engine.want(node.session, blocks, self.now))
+        self._do(node, node.engine.want(session, leaves, self.now))
+        self._read(node, pull)
+
+    def _read(self, node: Node, pull: Pull) -> None:
+        """Let the reader go on as far as it can, and say what it waits for."""
+        while pull.waiting and pull.waiting[0] in node.store:
+            pull.waiting.popleft()
+        if pull.read_ahead >= 0:
+            urgent = [cid for cid in islice(pull.waiting, 1 + pull.read_ahead) if cid not in node.store]
+            self._do(node, node.engine.urge(pull.session, urgent, self.now))
 
     def at(self, when: float, action: Callable[[], None]) -> None:
         """Do *action* at *when*."""
@@ -136,8 +178,8 @@ class Crowd:
                     self.at(self.now, lambda peer=peer: self._speak(node, peer))  # type: ignore[misc]
                 case Give():
                     self._give(node, event)
-                case Received(_, block, _):
-                    self._receive(node, block)
+                case Received(sessions, block, _):
+                    self._receive(node, sessions, block)
                 case Misbehaved(peer, _):
                     node.misbehaved.append(peer)
                 case FindProviders():
@@ -170,14 +212,24 @@ class Crowd:
 
             self.at(self.now + self._latency_s, deliver)
 
-    def _receive(self, node: Node, block: Block) -> None:
-        assert node.session is not None
+    def _receive(self, node: Node, sessions: Iterable[int], block: Block) -> None:
         node.store[block.cid] = len(block.data)
-        self._do(node, node.engine.consumed(node.session, len(block.data), self.now))
+        for number in sessions:
+            pull = node.pulls[number]
+            self._do(node, node.engine.consumed(pull.session, len(block.data), self.now))
+            self._read(node, pull)
         self._do(node, node.engine.receive_arrivals([block.cid.multihash], self.now))
-        if not node.session.missing and node.done_at is None:
-            node.done_at = self.now
-            self._pulling.discard(node)
+        for number in sessions:
+            pull = node.pulls[number]
+            if pull.session.missing:
+                continue
+            del node.pulls[number]
+            self._do(node, node.engine.close_session(pull.session, self.now))
+            if node.layers:
+                self._pull(node, list(pull.session.hints), pull.read_ahead)
+            elif not node.pulls and node.done_at is None:
+                node.done_at = self.now
+                self._pulling.discard(node)
 
     # ----------------------------------------------------------------- bytes
 
@@ -290,15 +342,15 @@ class Outcome:
         return max(one if one is not None else float("inf") for one in self.seconds.values())
 
 
-def blob(blocks: int) -> tuple[Cid, list[Cid]]:
+def blob(blocks: int, name: str = "leaf") -> Layer:
     """The root and the leaves of an imagined blob."""
-    return Cid.of(RAW, b"root"), [Cid.of(RAW, f"leaf {index}".encode()) for index in range(blocks)]
+    return Cid.of(RAW, f"root of {name}".encode()), [Cid.of(RAW, f"{name} {index}".encode()) for index in range(blocks)]
 
 
 def outcome(crowd: Crowd, size: int, width: float) -> Outcome:
     """Read the result off *crowd*."""
-    pullers = [node for node in crowd.nodes.values() if node.session is not None]
-    sessions = [node.session for node in pullers if node.session is not None]
+    pullers = [node for node in crowd.nodes.values() if node.sessions]
+    sessions = [session for node in pullers for session in node.sessions]
     received = sum(session.stats.blocks for session in sessions)
     twice = sum(session.stats.duplicate_blocks for session in sessions)
     return Outcome(
@@ -312,22 +364,25 @@ def outcome(crowd: Crowd, size: int, width: float) -> Outcome:
 def flash_crowd(
     nodes: int,
     *,
-    blocks: int = 50,
+    layers: Sequence[int] = (50,),
     width: float = 6.25e6,
     spread_s: float = 0.1,
     seed: int = 0,
     settings: BitswapSettings | None = None,
     latency_s: float = 0.02,
+    buffer_bytes: int = 256 * 1024,
+    read_ahead: int = -1,
 ) -> Outcome:
-    """*nodes* peers, of which one holds a blob that all the others begin to pull within *spread_s*."""
-    crowd = Crowd(seed=seed, latency_s=latency_s)
+    """*nodes* peers, of which one holds *layers* (blocks of each) that all others begin to pull within *spread_s*."""
+    crowd = Crowd(seed=seed, latency_s=latency_s, buffer_bytes=buffer_bytes)
     members = [crowd.add(f"node {index}", uplink=width, downlink=width, settings=settings) for index in range(nodes)]
-    root, leaves = blob(blocks)
+    blobs = [blob(blocks, f"layer {number}") for number, blocks in enumerate(layers)]
     holder = members[0]
-    holder.store.update(dict.fromkeys(leaves, MIB))
-    holder.store[root] = 3000
+    for root, leaves in blobs:
+        holder.store.update(dict.fromkeys(leaves, MIB))
+        holder.store[root] = 3000
     dice = random.Random(seed)
     for node in members[1:]:
-        crowd.pull_at(dice.random() * spread_s, node, root, leaves, [holder])
+        crowd.pull_at(dice.random() * spread_s, node, blobs, [holder], read_ahead=read_ahead)
     crowd.run()
-    return outcome(crowd, blocks * MIB, width)
+    return outcome(crowd, sum(layers) * MIB, width)

@@ -207,6 +207,7 @@ def opened_stream(session: Session) -> StreamState:
 def test_half_a_window_is_given_back_at_once() -> None:
     session = listener()
     stream = opened_stream(session)
+    stream.updated_at = 0.0
     half = INITIAL_WINDOW_BYTES // 2
     session.receive(memoryview(data(1, bytes(half - 1))))
     assert not session.consume(stream, half - 1, now=0.0, rtt_s=0.01)
@@ -214,6 +215,19 @@ def test_half_a_window_is_given_back_at_once() -> None:
     assert session.consume(stream, 1, now=0.0, rtt_s=0.01)
     assert take(session) == frame(WINDOW_UPDATE, 0, 1, half)
     assert stream.receive_window == INITIAL_WINDOW_BYTES
+
+
+def test_a_sixteenth_of_a_window_is_given_back_after_a_sixteenth_of_a_round_trip() -> None:
+    session = listener()
+    stream = opened_stream(session)
+    stream.updated_at = 0.0
+    part = INITIAL_WINDOW_BYTES // 16
+    session.receive(memoryview(data(1, bytes(3 * part))))
+    assert not session.consume(stream, part, now=0.9, rtt_s=16.0), "too soon"
+    assert session.consume(stream, part - 1, now=1.0, rtt_s=16.0)
+    assert take(session) == frame(WINDOW_UPDATE, 0, 1, 2 * part - 1)
+    assert not session.consume(stream, part - 1, now=5.0, rtt_s=16.0), "too little"
+    assert stream.window == INITIAL_WINDOW_BYTES, "it grows by what half a window takes, not by updates"
 
 
 def test_bytes_nobody_read_are_not_given_back() -> None:

@@ -378,7 +378,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
             await stack.enter_async_context(_open_lan(host, None if psk is None else fingerprint(psk)))
         redial = await stack.enter_async_context(open_redial(host, bootstrappers, remembered=host.remembered))
         replica = await stack.enter_async_context(
-            open_replica(database, store, bitswap, topic, replica_settings, signer=host)
+            open_replica(database, store, bitswap, topic, replica_settings, signer=host, network=host)
         )
         await _tell_bootstrappers(redial)
         await replica.wait_synced()

@@ -35,7 +35,7 @@ async def open_peer(swarm: MemorySwarm, directory: Path, name: str, *friends: st
         open_bitswap(endpoint, store) as bitswap,
         open_pubsub(endpoint) as pubsub,
         pubsub.join("names") as topic,
-        open_replica(database, store, bitswap, topic) as replica,
+        open_replica(database, store, bitswap, topic, signer=endpoint, network=endpoint) as replica,
     ):
         for friend in friends:
             await endpoint.connect(PeerInfo(peer_of(friend)))

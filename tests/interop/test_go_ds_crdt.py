@@ -94,7 +94,7 @@ async def open_ours(directory: Path, identity: Identity, psk: bytes | None) -> A
         open_bitswap(host, store) as bitswap,
         open_pubsub(host) as pubsub,
         pubsub.join(TOPIC) as topic,
-        open_replica(database, store, bitswap, topic, signer=host) as replica,
+        open_replica(database, store, bitswap, topic, signer=host, network=host) as replica,
     ):
         yield OurReplica(host, store, replica)
 

@@ -25,6 +25,7 @@ import trio
 
 from ipfsreg.blockstore.interface import BlockService, DatabaseBlockstore
 from ipfsreg.crdt import state
+from ipfsreg.crdt.dagsync import Dagsync, answer_all
 from ipfsreg.crdt.delta import Head, decode_broadcast, encode_broadcasts, node_cid
 from ipfsreg.crdt.entries import read_name, scan_names
 from ipfsreg.crdt.feed import ChangeFeed
@@ -39,6 +40,7 @@ from ipfsreg.crdt.writers import EVERYBODY, Writers
 from ipfsreg.database import Database
 from ipfsreg.errors import Denied, IpfsregError, MalformedData, StoreError
 from ipfsreg.ipld.cid import Cid
+from ipfsreg.p2p.interface import Network
 from ipfsreg.peer_id import PeerId
 from ipfsreg.pubsub.interface import MessagesDropped, PeerJoined, Topic, TopicEvent, TopicMessage
 
@@ -113,6 +115,7 @@ class Replica:
         rng: Random,
         first: state.Outcome,
         signer: Signer | None,
+        network: Network | None,
     ) -> None:
         self._database = database
         self._store = store
@@ -122,7 +125,9 @@ class Replica:
         self._rng = rng
         self._feed = ChangeFeed()
         self._intake = Intake()
-        self._walker = Walker(database, blocks, self._intake, Frontier(rng))
+        self._walker = Walker(
+            database, blocks, self._intake, Frontier(rng), None if network is None else Dagsync(network, database)
+        )
         self._herald = Herald(rng, now=trio.current_time())
         self._herald_wake = trio.Event()
         self._heads = first.heads
@@ -362,12 +367,13 @@ async def open_replica(
     settings: ReplicaSettings | None = None,
     *,
     signer: Signer | None = None,
+    network: Network | None = None,
     rng: Random | None = None,
 ) -> AsyncIterator[Replica]:
     """Be a replica of *topic* for as long as the block lasts; commits under way are finished first.
 
-    *store* must keep its blocks in *database*. *signer* signs what we write. Readers may use the replica at once; see
-    `Replica.synced`.
+    *store* must keep its blocks in *database*. *signer* signs what we write. With *network* whole stretches of the
+    DAG are asked of peers and given to them (dagsync.py). Readers may use the replica at once; see `Replica.synced`.
 
     Raises:
         StoreError: the tables cannot be read or brought up to date.
@@ -378,7 +384,7 @@ async def open_replica(
         partial(state.apply, store, state.Work(starting=True), writers=settings.writers, signer=signer)
     )
     rng = rng or Random()  # noqa: S311 (spreads waits, guards nothing)
-    replica = Replica(database, store, blocks, topic, settings, rng, first, signer)
+    replica = Replica(database, store, blocks, topic, settings, rng, first, signer, network)
     async with trio.open_nursery() as writing:
         writing.start_soon(replica._write_all)
         async with trio.open_nursery() as nursery:
@@ -390,6 +396,8 @@ async def open_replica(
                 replica._join_heads,
             ):
                 nursery.start_soon(task)
+            if network is not None:
+                nursery.start_soon(answer_all, network, database, store)
             yield replica
             nursery.cancel_scope.cancel()
         replica._intake.close()

@@ -495,6 +495,43 @@ def wanted_nodes(database: Database, limit: int) -> list[bytes]:
     return [multihash for (multihash,) in rows]
 
 
+def closed_node(database: Database, multihash: bytes) -> tuple[int, bytes, int] | None:
+    """Number, multihash and height of a closed node; None for any other."""
+    sql = "SELECT number, multihash, height FROM crdt_nodes WHERE multihash = ? AND state = 3"
+    row: tuple[int, bytes, int] | None = database.read(sql, (multihash,)).fetchone()
+    return row
+
+
+def closed_children(database: Database, number: int) -> list[tuple[int, bytes, int]]:
+    """The closed nodes that node *number* links to, as `closed_node` has them."""
+    return database.read(
+        "SELECT number, multihash, height FROM crdt_links JOIN crdt_nodes ON number = child"
+        " WHERE parent = ? AND state = 3",
+        (number,),
+    ).fetchall()
+
+
+def sample_closed(database: Database, limit: int) -> list[bytes]:
+    """Up to *limit* closed nodes by which another replica sees what is here: the heads, then one at each distance of
+    1, 2, 4, 8 … below the highest."""
+    heads = database.read(
+        "SELECT multihash, height FROM crdt_heads JOIN crdt_nodes ON number = node ORDER BY height DESC LIMIT ?",
+        (limit,),
+    ).fetchall()
+    found = [multihash for multihash, _ in heads]
+    back, highest = 1, heads[0][1] if heads else 0
+    while back < highest and len(found) < limit:
+        row = database.read(
+            "SELECT multihash FROM crdt_nodes WHERE state = 3 AND dag = '' AND height <= ?"
+            " ORDER BY height DESC LIMIT 1",
+            (highest - back,),
+        ).fetchone()
+        if row is not None:
+            found.append(row[0])
+        back *= 2
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Tally:
     """Counts for the operator."""

@@ -3,8 +3,8 @@
 Links are followed as soon as a block is here, before it is durable: a long chain costs a round trip for each node, and
 should not cost a disk flush as well. Nothing is lost by it, because what was not written yet is fetched again.
 
-Blocks come from the block service, one by one or many at a time. A protocol that delivers whole stretches of the DAG
-would bring them the same way, through `bring`.
+What is announced is asked of the block service. What lies below and is missing too is asked of a peer that speaks
+dagsync, all at once, and where there is none of the block service again, a generation after the other.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import cast
 import trio
 
 from ipfsreg.blockstore.interface import BlockService
+from ipfsreg.crdt.dagsync import Dagsync
 from ipfsreg.crdt.delta import node_cid, parse_node
 from ipfsreg.crdt.frontier import Frontier, Request
 from ipfsreg.crdt.intake import Intake
 from ipfsreg.crdt.state import STORED, VoidNode, state_of_node, wanted_nodes
 from ipfsreg.database import Database
-from ipfsreg.errors import IpfsregError, MalformedData
+from ipfsreg.errors import IpfsregError, MalformedData, NetworkError, PeerMisbehaved
 from ipfsreg.ipld.block import Block
 from ipfsreg.peer_id import PeerId
 
@@ -32,6 +33,9 @@ PATIENCE_S = 30.0
 """A request without progress for so long is given up, and its nodes are tried again later."""
 
 
+REST_S = 30.0
+"""A peer whose answer to dagsync failed, or was empty, is asked for blocks so long."""
+
 REWRITE_S = 5.0
 """Until a node that could not be written is fetched again."""
 
@@ -39,7 +43,17 @@ REWRITE_S = 5.0
 class Walker:
     """Fetches wanted nodes for as long as `run` runs."""
 
-    def __init__(self, database: Database, blocks: BlockService, intake: Intake, frontier: Frontier) -> None:
+    def __init__(
+        self,
+        database: Database,
+        blocks: BlockService,
+        intake: Intake,
+        frontier: Frontier,
+        dagsync: Dagsync | None = None,
+    ) -> None:
+        self._dagsync = dagsync
+        self._announced: set[bytes] = set()
+        self._resting: dict[PeerId, float] = {}
         self._database = database
         self._blocks = blocks
         self._intake = intake
@@ -49,10 +63,18 @@ class Walker:
         """When a node last came, in trio's time."""
 
     def want(self, multihash: bytes, first: Iterable[PeerId]) -> None:
-        """Fetch a node unless it is here or on its way."""
-        if not self._intake.holds(multihash) and (state_of_node(self._database, multihash) or 0) < STORED:
-            self._frontier.want(multihash, first, now=trio.current_time())
-            self._wake.set()
+        """Fetch a node that was announced, unless it is here or on its way."""
+        if self._is_missing(multihash):
+            if len(self._announced) < self._frontier.max_nodes:
+                self._announced.add(multihash)
+            self._follow(multihash, first)
+
+    def _is_missing(self, multihash: bytes) -> bool:
+        return not self._intake.holds(multihash) and (state_of_node(self._database, multihash) or 0) < STORED
+
+    def _follow(self, multihash: bytes, first: Iterable[PeerId]) -> None:
+        self._frontier.want(multihash, first, now=trio.current_time())
+        self._wake.set()
 
     def hint(self, peer: PeerId) -> None:
         """*peer* may have what is missing: try again soon."""
@@ -72,17 +94,23 @@ class Walker:
 
     async def bring(self, block: Block, first: Iterable[PeerId] = ()) -> None:
         """Take in the block of a node, whoever delivered it; what it links to is asked of *first* before others."""
+        for link in await self._take_in(block):
+            if self._is_missing(link):
+                self._follow(link, first)
+
+    async def _take_in(self, block: Block) -> tuple[bytes, ...]:
+        """Take in the block of a node; return what it links to."""
         multihash = block.cid.multihash
         self._frontier.arrived(multihash)
+        self._announced.discard(multihash)
         self.last_arrival_at = trio.current_time()
         try:
             node = parse_node(block)
         except MalformedData as error:
             await self._intake.add_arrival(VoidNode(multihash, str(error)))
-            return
+            return ()
         await self._intake.add_arrival(node)
-        for link in node.links:
-            self.want(link, first)
+        return node.links
 
     async def run(self) -> None:
         """Fetch what is wanted, now and later. Never returns."""
@@ -107,13 +135,58 @@ class Walker:
                 self._frontier.want(multihash, (), now=trio.current_time())
 
     async def _fetch(self, request: Request) -> None:
-        cids = [node_cid(multihash) for multihash in request.nodes]
-        try:
-            found = self._blocks.fetch(cids, first=request.first, deadline_s=PATIENCE_S)
-            async with aclosing(cast("AsyncGenerator[Block, None]", found)) as blocks:
-                async for block in blocks:
-                    await self.bring(block, request.first)
-        except IpfsregError as error:
-            logger.info("%d nodes of the name store did not come, will try again: %s", len(cids), error)
+        below = [multihash for multihash in request.nodes if multihash not in self._announced]
+        peer = self._peer_for(request.first) if below else None
+        if peer is not None:
+            await self._sync(peer, below, request.first)
+        rest = [multihash for multihash in request.nodes if peer is None or multihash in self._announced]
+        if rest:
+            await self._fetch_blocks(rest, request.first)
+        self._announced.difference_update(request.nodes)
         self._frontier.failed(request.nodes, now=trio.current_time())
         self._wake.set()
+
+    async def _fetch_blocks(self, multihashes: list[bytes], first: tuple[PeerId, ...]) -> None:
+        cids = [node_cid(multihash) for multihash in multihashes]
+        try:
+            found = self._blocks.fetch(cids, first=first, deadline_s=PATIENCE_S)
+            async with aclosing(cast("AsyncGenerator[Block, None]", found)) as blocks:
+                async for block in blocks:
+                    await self.bring(block, first)
+        except IpfsregError as error:
+            logger.info("%d nodes of the name store did not come, will try again: %s", len(cids), error)
+
+    # --------------------------------------------------------------- dagsync
+
+    def _peer_for(self, first: Iterable[PeerId]) -> PeerId | None:
+        if self._dagsync is None:
+            return None
+        now = trio.current_time()
+        self._resting = {peer: until for peer, until in self._resting.items() if until > now}
+        return self._dagsync.peer_for(first, self._resting)
+
+    async def _sync(self, peer: PeerId, multihashes: list[bytes], first: tuple[PeerId, ...]) -> None:
+        """Take what *peer* has below *multihashes*. What it led to and did not give is wanted afterwards."""
+        assert self._dagsync is not None
+        expected = set(multihashes)
+        brought = 0
+        try:
+            async with self._dagsync.ask(peer, multihashes) as blocks:
+                async for block in blocks:
+                    multihash = block.cid.multihash
+                    if multihash in expected:
+                        expected.discard(multihash)
+                        brought += 1
+                        expected.update(link for link in await self._take_in(block) if self._is_missing(link))
+                    elif self._is_missing(multihash):
+                        raise PeerMisbehaved(f"{peer} sent a node that nothing leads to")
+                    if not expected or len(expected) > self._frontier.max_nodes:
+                        break
+        except NetworkError as error:
+            logger.info("what %s has below %d nodes did not come wholly: %s", peer, len(multihashes), error)
+            self._resting[peer] = trio.current_time() + REST_S
+        if not brought:
+            self._resting[peer] = trio.current_time() + REST_S
+        for link in expected.difference(multihashes):
+            if self._is_missing(link):
+                self._follow(link, first)

@@ -24,9 +24,10 @@ from ipfsreg.database import Database
 from ipfsreg.errors import BlockNotFound
 from ipfsreg.ipld.block import Block
 from ipfsreg.ipld.cid import Cid
+from ipfsreg.p2p.interface import PeerInfo
 from ipfsreg.peer_id import PeerId
 from ipfsreg.testing.inline_database import InlineDatabase, open_inline_database
-from ipfsreg.testing.network import key_of, peer_of
+from ipfsreg.testing.network import MemoryEndpoint, MemorySwarm, key_of, peer_of
 from ipfsreg.testing.topic import MemoryMesh, MemoryTopic
 
 
@@ -137,6 +138,8 @@ class ReplicaSwarm:
         self.signed = signed
         self.delay_s = delay_s
         self.mesh = MemoryMesh()
+        self.wires: MemorySwarm | None = None
+        """If set, replicas are connected by these, too, and speak dagsync over them."""
         self.withheld: set[bytes] = set()
         """Multihashes of blocks that nobody gives to others."""
         self.extra: dict[bytes, Block] = {}
@@ -170,12 +173,23 @@ class ReplicaSwarm:
                         topic,
                         settings,
                         signer=NamedSigner(name) if self.signed else None,
+                        network=None if self.wires is None else await self._endpoint(name),
                         rng=Random(name),
                     ) as replica:
                         yield replica
                     nursery.cancel_scope.cancel()
             finally:
                 del self.stores[peer]
+                if self.wires is not None and peer in self.wires.by_id:
+                    self.wires.kill(self.wires.by_id[peer])
+
+    async def _endpoint(self, name: str) -> MemoryEndpoint:
+        assert self.wires is not None
+        endpoint = self.wires.endpoint(name)
+        for peer in self.stores:
+            if peer != endpoint.peer_id:
+                await endpoint.connect(PeerInfo(peer))
+        return endpoint
 
     async def _watch(self, store: TableBlockstore) -> None:
         async with store.arrivals() as arrivals:

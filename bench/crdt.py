@@ -1,10 +1,16 @@
 """How fast one replica of the names is, and what a push costs in it.
 
     python bench/crdt.py [--keys 1000000] [--writes 3000] [--directory DIR]
+    python bench/crdt.py --join 10000,100000 [--rtt 0.05] [--by dagsync,blocks]
 
 Prints durable tag writes per second (one at a time, and from many tasks at once), lookup and listing times with that
 many names, and the bytes of the delta, node and announcement of one push of a six-layer image. Disk figures are those
 of the directory's file system; a RAM disk flatters them.
+
+With --join: how long an empty node takes until it reads that many names of another, and until it has all history, by
+dagsync and by blocks alone, the wires between them in memory with that round trip. The history is one chain of pushes
+of ten names, without the skip links our own writes have: what a Go replica leaves behind, and the worst case. Both
+nodes share one process, and so one core.
 """
 
 from __future__ import annotations
@@ -16,26 +22,40 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
 
 import trio
 
+from ipfsreg.bitswap.service import open_bitswap
+from ipfsreg.blockstore.interface import DatabaseBlockstore
 from ipfsreg.blockstore.store import open_blobstore
-from ipfsreg.crdt.delta import Delta, Element, Head, build_node, encode_broadcasts, parse_node
+from ipfsreg.crdt.delta import Delta, Element, Head, Node, build_node, encode_broadcasts, parse_node
 from ipfsreg.crdt.interface import Put
 from ipfsreg.crdt.replica import Replica, open_replica
 from ipfsreg.crdt.state import Work, apply
 from ipfsreg.database import open_database
 from ipfsreg.ipld.cid import RAW, Cid
 from ipfsreg.oci.digest import Digest
-from ipfsreg.testing.network import peer_of
+from ipfsreg.p2p.interface import PeerInfo
+from ipfsreg.pubsub.service import open_pubsub
+from ipfsreg.testing.network import MemoryEndpoint, MemorySwarm, peer_of
 from ipfsreg.testing.replicas import ReplicaSwarm, SwarmBlocks
 from ipfsreg.testing.topic import MemoryMesh
 
 VALUE = bytes(range(120))
 """About what a tag record takes."""
+
+
+@dataclass
+class Peer:
+    """One end of a join."""
+
+    endpoint: MemoryEndpoint
+    replica: Replica
+    store: DatabaseBlockstore
 
 
 @asynccontextmanager
@@ -164,12 +184,87 @@ def print_reads(replica: Replica, keys: int) -> None:
     print(f"listing 1,000 of {keys:,} names: median {statistics.median(times) * 1e3:.1f} ms")
 
 
+@asynccontextmanager
+async def open_peer(wires: MemorySwarm, directory: Path, name: str, *, dagsync: bool) -> AsyncIterator[Peer]:
+    """A replica on a real disk with gossip and block exchange, and dagsync if asked for."""
+    endpoint = wires.endpoint(name)
+    directory = directory / name
+    directory.mkdir()
+    async with (
+        open_database(directory / "names.db") as database,
+        open_blobstore(directory, database) as (store, _),
+        open_bitswap(endpoint, store) as bitswap,
+        open_pubsub(endpoint) as pubsub,
+        pubsub.join("names") as topic,
+        open_replica(
+            database, store, bitswap, topic, signer=endpoint, network=endpoint if dagsync else None
+        ) as replica,
+    ):
+        yield Peer(endpoint, replica, store)
+        wires.kill(endpoint)
+
+
+async def write_history(peer: Peer, names: int) -> None:
+    """One chain of signed pushes of ten names each, below one head."""
+    links: list[bytes] = []
+    nodes: list[Node] = []
+    for height in range(1, names // 10 + 1):
+        elements = tuple(
+            Element(f"/r/repository-{height % 1000:04}/_t/tag-{height:06}-{one}", VALUE) for one in range(10)
+        )
+        nodes.append(build_node(links, Delta(elements, (), height), peer.endpoint))
+        links = [nodes[-1].multihash]
+        if len(nodes) == 1000 or height == names // 10:
+            await peer.replica._database.write(partial(apply, peer.store, Work(arrivals=nodes)))
+            nodes = []
+    await peer.replica.commit([Put("/r/last/_t/one", VALUE)])
+
+
+async def print_join(names: int, rtt_s: float, *, dagsync: bool, patience_s: float = 600.0) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        wires = MemorySwarm()
+        async with open_peer(wires, Path(directory), "alice", dagsync=dagsync) as alice:
+            await write_history(alice, names)
+            height = alice.replica.status().height
+            async with open_peer(wires, Path(directory), "bob", dagsync=dagsync) as bob:
+                wires.delay(alice.endpoint, bob.endpoint, rtt_s / 2)
+                start = time.perf_counter()
+                await bob.endpoint.connect(PeerInfo(alice.endpoint.peer_id))
+                readable = whole = None
+                while whole is None and time.perf_counter() - start < patience_s:
+                    await trio.sleep(0.1)
+                    status = bob.replica.status()
+                    if readable is None and status.names >= names:
+                        readable = time.perf_counter() - start
+                    if status.height == height:
+                        whole = time.perf_counter() - start
+                how = "dagsync" if dagsync else "blocks"
+                print(
+                    f"join of {names:,} names in {height:,} nodes at {rtt_s * 1e3:.0f} ms by {how}:"
+                    f" all readable after {_seconds(readable)}, all history after {_seconds(whole)}"
+                    + ("" if whole else f"; given up with {bob.replica.status().names:,} names")
+                )
+
+
+def _seconds(taken: float | None) -> str:
+    return "-" if taken is None else f"{taken:.1f} s"
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--writes", type=int, default=3000)
     parser.add_argument("--directory", type=Path, default=None, help="on the disk to be measured")
+    parser.add_argument("--join", default="", help="numbers of names, separated by commas")
+    parser.add_argument("--rtt", type=float, default=0.05, help="seconds")
+    parser.add_argument("--by", default="dagsync,blocks")
+    parser.add_argument("--patience", type=float, default=600.0, help="seconds after which a join is given up")
     options = parser.parse_args()
+    if options.join:
+        for names in map(int, options.join.split(",")):
+            for how in options.by.split(","):
+                await print_join(names, options.rtt, dagsync=how == "dagsync", patience_s=options.patience)
+        return
     print_bytes()
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         async with open_alone(Path(directory)) as replica:

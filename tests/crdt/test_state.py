@@ -431,3 +431,20 @@ def test_a_named_dag_is_merged_and_not_built_upon(tables: Tables) -> None:
     assert tables.names == {"/k": b"d", "/other": b"1"}
     assert written.links == ()
     assert tables.heads == {named.multihash, written.multihash}
+
+
+def test_what_was_seen_early_and_overwritten_does_not_come_back_when_the_new_value_is_deleted(tables: Tables) -> None:
+    old = node(k="old")
+    early = node([old], k="early")
+    tables.receive(early)
+    assert tables.names == {"/k": b"early"}, "it counts, though what is below it is not here"
+    written = tables.write(Put("/k", b"new"))
+    assert early.multihash not in written.links, "nobody builds on what is not whole"
+    elsewhere = Tables()
+    with closing(elsewhere.db):
+        elsewhere.receive(written)
+        deletion = elsewhere.write(Delete("/k"))
+        elsewhere.receive(early, old)
+    tables.receive(deletion, old)
+    assert b"early" not in tables.names.values()
+    assert tables.names == {"/k": b"old"}, "the exception: what nobody could know of when it was overwritten"

@@ -54,6 +54,11 @@ _LIVE_IDS = (
     f" WHERE e.key = ? AND {_UNBURIED} ORDER BY e.withheld DESC, e.priority, e.value"
 )
 
+_EARLY_IDS = (
+    "SELECT multihash FROM crdt_elements AS e JOIN crdt_early AS y ON y.node = e.node AND y.key = e.key"  # noqa: S608
+    f" JOIN crdt_nodes ON number = e.node WHERE e.key = ? AND {_UNBURIED} ORDER BY e.priority, e.value"
+)
+
 # The primary key delivers elements by priority; only equal priorities are sorted by value.
 _WINNER = (
     "SELECT e.priority, e.value FROM crdt_elements AS e"  # noqa: S608 (constants)
@@ -69,6 +74,7 @@ class Entries:
         self._number_of = number_of
         self._writers = writers
         self._before: dict[str, bytes | None] = {}
+        self._any_early: bool | None = None
         self.keys_added = 0
         """How many more keys are present than before; negative for fewer."""
         self.withheld: list[tuple[str, int]] = []
@@ -114,6 +120,15 @@ class Entries:
     def tombstones_for(self, key: str) -> list[Tombstone]:
         """What removes every version of *key* that is live here, those that are withheld too; the winner comes last."""
         rows = self._db.execute(_LIVE_IDS, (key,))
+        return [Tombstone(key, block_id(multihash)) for (multihash,) in rows]
+
+    def early_tombstones_for(self, key: str) -> list[Tombstone]:
+        """What removes the versions of *key* that count before all below them is known."""
+        if self._any_early is None:
+            self._any_early = self._db.execute("SELECT 1 FROM crdt_early LIMIT 1").fetchone() is not None
+        if not self._any_early:
+            return []
+        rows = self._db.execute(_EARLY_IDS, (key,))
         return [Tombstone(key, block_id(multihash)) for (multihash,) in rows]
 
     def changes(self) -> list[KeyChanged]:

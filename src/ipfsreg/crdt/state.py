@@ -295,6 +295,14 @@ class _Transaction:
             if not isinstance(change, Put)
             for tombstone in self._entries.tombstones_for(change.key)
         ]
+        # What counts early was seen, and is not below the heads that this write builds on: where it is removed by name,
+        # a deletion of what we write now does not bring it back.
+        tombstones += [
+            tombstone
+            for change in changes
+            if isinstance(change, Put)
+            for tombstone in self._entries.early_tombstones_for(change.key)
+        ]
         room = max(DELTA_BYTES - sum(_cost(change) for change in changes if isinstance(change, Put)), DELTA_BYTES // 4)
         # A key with thousands of live versions needs more tombstones than one block holds. Its winner comes last, so
         # that no peer sees an older value in between.

@@ -8,12 +8,11 @@ Three ideas, each of which a swarm that pulls one layer at once depends on (docs
 - Late decisions. What is to be sent is chosen when it can be sent, so that cancels and new wants still count.
 
 How much an upload burdens our link is estimated from how fast the peer takes it: a peer on a thin link holds only a
-fraction of a slot. Whether more uploads would move more is found out by trying, every other second.
+fraction of a slot. Whether more uploads would move more is found out by trying (`uplink`).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +20,7 @@ from itertools import islice
 from ipfsreg.bitswap.ledger import Ledger, Want
 from ipfsreg.bitswap.messages import Entry
 from ipfsreg.bitswap.settings import BitswapSettings
+from ipfsreg.bitswap.uplink import MOMENT_S, MOMENTS, Slots, Uplink
 from ipfsreg.ipld.cid import Cid
 from ipfsreg.peer_id import PeerId
 
@@ -40,17 +40,6 @@ _REMEMBERED = 16384
 _RARITY_S = 4.0
 """So long a peer waits for another that wants a block given once less."""
 
-_MOMENT_S = 0.25
-_MOMENTS = 4
-_FADING = 0.996
-"""The best rate seen is believed for a while: it halves in 43 seconds."""
-
-_PROBE_MOMENTS = 8
-"""So often a quarter more uploads are tried: if they carry more, that shows as a higher capacity."""
-
-_SATURATED = 0.85
-"""Above this share of the best rate, more uploads at a time would only divide it."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Give:
@@ -67,38 +56,6 @@ class Give:
     @property
     def cids(self) -> list[Cid]:
         return [want.entry.cid for want in self.wants]
-
-
-class Uplink:
-    """What our link carries now and has shown to carry, in bytes per second."""
-
-    def __init__(self) -> None:
-        self._moment = 0
-        self._current = 0
-        self._recent: deque[int] = deque(maxlen=_MOMENTS)
-        self.capacity = 0.0
-        """The highest rate lately."""
-
-    @property
-    def rate(self) -> float:
-        """Over the last whole second."""
-        return sum(self._recent) / (_MOMENTS * _MOMENT_S)
-
-    def record(self, size: int, now: float) -> None:
-        """*size* bytes were taken by a peer's connection."""
-        self.pass_to(now)
-        self._current += size
-
-    def pass_to(self, now: float) -> int:
-        """Close the moments that are over; return the number of the present one."""
-        moment = int(now / _MOMENT_S)
-        self._moment = max(self._moment, moment - _MOMENTS - 1)
-        while self._moment < moment:
-            self._recent.append(self._current)
-            self._current = 0
-            self._moment += 1
-            self.capacity = max(self.rate, self.capacity * _FADING)
-        return moment
 
 
 class _Side:
@@ -126,11 +83,10 @@ class Giving:
         self._gives: dict[Give, _Side] = {}
         self._uploads: dict[Give, tuple[int, float]] = {}
         """How much of each was taken by the peer's connection, and when last."""
-        self._allowed = settings.upload_slots
-        self._moment = -1
         self._in_flight = 0
         self._given: dict[bytes, int] = {}
         self._uplink = Uplink()
+        self._slots = Slots(self._uplink, settings.upload_slots)
         self._allowance = 0.0
         self._allowance_at: float | None = None
 
@@ -245,30 +201,19 @@ class Giving:
             self._allowance_at = now
             if self._allowance < 0:
                 return False
-        moment = self._uplink.pass_to(now)
-        if moment != self._moment:
-            self._moment = moment
-            self._allowed = max(self._settings.upload_slots, self._adapted(now))
-        return self._busy_slots(now) < self._allowed
-
-    def _adapted(self, now: float) -> int:
-        """How many uploads may go on: more while the link has carried more, fewer while it is full."""
-        rate = self._uplink.rate
-        if rate < _SATURATED * self._uplink.capacity or self._is_stuck(now):
-            return self._allowed + 1
-        if self._moment % _PROBE_MOMENTS == 0:
-            return max(self._allowed, len(self._uploads)) * 5 // 4
-        return self._allowed - 1
+        busy = self._busy_slots(now)
+        self._slots.pass_to(now, busy=busy, stuck=self._is_stuck(now))
+        return busy < self._slots.allowed
 
     def _is_stuck(self, now: float) -> bool:
         """Whether nobody has taken anything for a second."""
-        return not self._uplink.rate and any(now - give.at > _MOMENTS * _MOMENT_S for give in self._uploads)
+        return not self._uplink.rate and any(now - give.at > MOMENTS * MOMENT_S for give in self._uploads)
 
     def _busy_slots(self, now: float) -> int:
         """How many uploads count: not those of peers that take next to nothing."""
         least = 0.1 * self._uplink.rate / max(1, len(self._uploads))
         return sum(
-            now - give.at < 2 * _MOMENT_S or ((taken + BATCH_BYTES) / (now - give.at) >= least and now - at < 1.0)
+            now - give.at < 2 * MOMENT_S or ((taken + BATCH_BYTES) / (now - give.at) >= least and now - at < 1.0)
             for give, (taken, at) in self._uploads.items()
         )
 

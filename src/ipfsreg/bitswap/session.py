@@ -37,6 +37,9 @@ UNMEASURED_ASKS = 16
 """Blocks asked of one peer while the session does not know how large its blocks are."""
 
 
+SETTLED_S = 1.0
+"""In company a block is asked of a peer for so long, and as long as it would take another, before that other is."""
+
 LOTS = 2**64
 """How many different lots there are."""
 
@@ -326,6 +329,9 @@ class Session:
         for goal in self.asked.values():
             other = goal.asked
             if other is None or other is source or not self.may_have(source, goal):
+                continue
+            if self.in_company and now - other.asks[goal.cid].at < SETTLED_S + mine:
+                # Idle peers come and go; each move may cross the block that is already on its way.
                 continue
             remaining = other.remaining(goal.cid, now)
             # What is at the head of the other's queue is probably on its way already: a second copy of it is waste.

@@ -9,8 +9,9 @@ All nodes live in this one process and share its one core, so the delay printed 
 core that was used is printed beside it. Every node is connected to every other; messages are published by all in
 turn, at an even pace. `--memory` takes the network in memory instead of sockets, to tell one's cost from the other's.
 
-Lost is what a node that was there from start to end did not hear of what anybody published, the dead included. The
-mesh is whole when every node has `d_low` living peers in it and no dead one.
+Lost is what a node that was there from start to end did not hear of what anybody published, the dead included; what
+died with its author, before a single peer had it, is counted apart. The mesh is whole when every node has `d_low`
+living peers in it and no dead one.
 """
 
 from __future__ import annotations
@@ -73,6 +74,10 @@ class Bench:
     def __init__(self, args: argparse.Namespace, nursery: trio.Nursery, proxies: ExitStack) -> None:
         self.args = args
         self.nodes: list[Node] = []
+        self.authors: list[Node] = []
+        """Of each message, by its number."""
+        self.longest_stall_s = 0.0
+        """For how long the process as a whole did not get on, by itself or for want of a processor."""
         self._nursery = nursery
         self._proxies = proxies
         self._memory = MemorySwarm()
@@ -174,8 +179,15 @@ class Bench:
                 self._nursery.start_soon(self.replace, round(self.args.replace * self.args.nodes))
             living = self.living()
             node = living[number % len(living)]
+            self.authors.append(node)
             await node.topic.publish(HEAD.pack(number, time.perf_counter()) + bytes(self.args.size - HEAD.size))
             node.heard.add(number)
+
+    async def watch_for_stalls(self) -> None:
+        while True:
+            began = time.perf_counter()
+            await trio.sleep(0.01)
+            self.longest_stall_s = max(self.longest_stall_s, time.perf_counter() - began - 0.01)
 
     def bytes_sent(self) -> int:
         """Bytes on the wire so far, all protocols and headers above TCP."""
@@ -192,7 +204,12 @@ def report(bench: Bench, total: int, took: float, cpu: float, sent: int) -> Iter
     args = bench.args
     delivered = sum(len(node.delays) for node in bench.nodes)
     stayed = bench.living()[: args.nodes - round(args.replace * args.nodes)]
-    lost = sum(total - len(node.heard) for node in stayed)
+    unheard = {
+        number
+        for number, author in enumerate(bench.authors)
+        if author.scope.cancel_called and not any(number in node.heard for node in bench.nodes if node is not author)
+    }
+    lost = sum(total - len(node.heard | unheard) for node in stayed)
     # Who comes later is told as well what was said shortly before; that is no delay.
     delays = sorted(delay for node in stayed for delay in node.delays)
     stats = [node.service.stats for node in bench.nodes]
@@ -201,8 +218,11 @@ def report(bench: Bench, total: int, took: float, cpu: float, sent: int) -> Iter
     yield f"published      {total / took:8.1f} /s of {args.rate} asked for"
     dropped = sum(node.dropped for node in stayed)
     yield f"lost           {lost} of {total * len(stayed)} ({dropped} to slow readers), {len(stayed)} nodes stayed"
+    if args.replace:
+        yield f"               {len(unheard)} messages died with their authors, heard by nobody"
     for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
         yield f"delay {name}      {delays[min(int(len(delays) * share), len(delays) - 1)] * 1000:8.1f} ms"
+    yield f"longest stall  {bench.longest_stall_s * 1000:8.1f} ms of the whole process"
     yield f"duplicates     {sum(each.duplicates for each in stats) / delivered:8.2f} per delivery"
     broken = sum(each.broken_promises for each in stats)
     yield f"by IWANT       {sum(each.given for each in stats)}; broken promises {broken}"
@@ -221,6 +241,7 @@ async def main(args: argparse.Namespace, proxies: ExitStack) -> None:
         await bench.add_nodes(args.nodes)
         await bench.wait_acquainted()
         await trio.sleep(SETTLE_S)
+        nursery.start_soon(bench.watch_for_stalls)
         total = int(args.rate * args.seconds)
         sent, cpu, started = bench.bytes_sent(), time.process_time(), time.perf_counter()
         await bench.publish(total)

@@ -225,6 +225,12 @@ class _Tape:
     def write(self, data: memoryview) -> int:
         return len(data)
 
+    def room(self) -> int:
+        return 1 << 20
+
+    async def wait_room(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def write_all(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
 

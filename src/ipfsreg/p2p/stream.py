@@ -193,7 +193,11 @@ class MuxedStream:
 
     async def _wait_readable(self, target: memoryview | None = None) -> bool:
         """Return True once bytes are here (in *target* already, or in memory), False at the end."""
-        await self._connection.breathe()
+        if self._chunks:
+            await self._connection.breathe()
+        else:
+            # What follows waits anyway. With a checkpoint before it, the reader's next batch would find no target.
+            await trio.lowlevel.checkpoint_if_cancelled()
         if self._receiver is not None:
             raise trio.BusyResourceError("another task is receiving from this stream")
         if self._closed:

@@ -342,7 +342,9 @@ class MuxedStream:
             self._closed = True
             self._connection.abandon(self)
             self._wake_receiver()
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        # Not a turn for each: the end of a stream travels with what is said next.
+        self._connection.count_moved(0)
+        await self._connection.breathe_shielded()
 
     async def reset(self) -> None:
         """See Stream."""

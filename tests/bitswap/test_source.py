@@ -83,7 +83,7 @@ def test_what_is_owed_is_less_what_has_come_of_it(alice: Source) -> None:
     assert not alice.is_sending(cid(2))
     alice.receive_bytes(MIB // 2, 0.2)
     alice.settle(cid(1), 0.2)
-    alice.deliver()
+    alice.end_block()
     assert alice.due == MIB
     assert not alice.is_sending(cid(2))
 
@@ -183,3 +183,11 @@ def test_a_peer_that_sends_nothing_loses_credit_with_time(alice: Source) -> None
     alice.rate = 10.0 * MIB
     alice.ask(cid(1), MIB, 1, 0.0)
     assert alice.speed(0.1) > alice.speed(1.0) > alice.speed(10.0)
+
+
+def test_what_came_of_a_block_whose_stream_broke_counts_no_more(alice: Source) -> None:
+    alice.ask(cid(1), MIB, 1, 0.0)
+    alice.receive_bytes(MIB // 2, 0.1)
+    alice.end_block()
+    assert alice.due == MIB
+    assert not alice.is_sending(cid(1))

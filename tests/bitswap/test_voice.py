@@ -114,3 +114,39 @@ async def test_a_cancelled_message_takes_its_stream_with_it(ends: Ends, autojump
         data = await MessageReader(await anext(streams), 1000).read()
         assert data is not None
         assert decode_message(data) == HELLO
+
+
+async def test_a_block_nobody_wants_any_more_is_broken_off(ends: Ends) -> None:
+    _, alice, bob = ends
+    voice = Voice(alice, bob.peer_id)
+    block = Message(payloads=(Payload(Cid.of(RAW, b"x").prefix, bytes(1024 * 1024)),))
+    taken: list[int] = []
+    async with bob.accept(PROTOCOLS) as streams, trio.open_nursery() as nursery:
+        ended = []
+
+        async def listen() -> None:
+            reader = MessageReader(await anext(streams), 2 * 1024 * 1024)
+            with pytest.raises(NetworkError):
+                await reader.read()
+            ended.append(True)
+
+        nursery.start_soon(listen)
+        assert not await voice.say(block, tries=2, sent=taken.append, wanted=lambda: sum(taken) < 300 * 1024)
+        assert sum(taken) < 600 * 1024
+        await trio.testing.wait_all_tasks_blocked()
+        assert ended
+        assert await voice.say(HELLO, tries=1), "over a stream of its own"
+        assert await MessageReader(await anext(streams), 1000).read() is not None
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_nearly_sent_is_sent_to_its_end(ends: Ends) -> None:
+    _, alice, bob = ends
+    block = Message(payloads=(Payload(Cid.of(RAW, b"x").prefix, bytes(200 * 1024)),))
+    async with bob.accept(PROTOCOLS) as streams, trio.open_nursery() as nursery:
+
+        async def listen() -> None:
+            assert await MessageReader(await anext(streams), 1024 * 1024).read() is not None
+
+        nursery.start_soon(listen)
+        assert await Voice(alice, bob.peer_id).say(block, tries=1, wanted=lambda: False)

@@ -290,6 +290,12 @@ class Asking:
         if source is not None:
             source.receive_bytes(count, now)
 
+    def receive_break(self, peer: PeerId) -> None:
+        """What came of a block from *peer* is lost."""
+        source = self._wanted.sources.get(peer)
+        if source is not None:
+            source.end_block()
+
     def receive_block(self, peer: PeerId, block: Block, now: float) -> None:
         """*peer* sent *block*; its hash was checked."""
         source = self._wanted.sources.get(peer)
@@ -297,6 +303,7 @@ class Asking:
             return
         source.struck(block.cid)
         source.settle(block.cid, now)
+        source.end_block()
         goal = self._wanted.goals.get(block.cid)
         if goal is None:
             self._receive_unwanted(source, block, now)

@@ -87,6 +87,10 @@ class Engine:
         self._asking.receive_block(peer, block, now)
         return self._events(now)
 
+    def receive_break(self, peer: PeerId) -> None:
+        """A stream from *peer* ended in the middle of a block."""
+        self._asking.receive_break(peer)
+
     def receive_garbage(self, peer: PeerId, what: str, now: float) -> list[Event]:
         """*peer* sent what no honest peer sends."""
         self._asking.receive_offence(peer, what, now)

@@ -279,8 +279,10 @@ class Bitswap:
                 wanted = [block for block in blocks if self.engine.is_wanted(give, block.cid)]
                 if wanted:
                     payloads = [Payload(block.cid.prefix, block.data) for block in wanted]
-                    await voice.say(Message(payloads=payloads), tries=2, sent=partial(self._took, give))
-                    self.engine.counters.send(len(wanted), sum(len(block.data) for block in wanted))
+                    message = Message(payloads=payloads)
+                    sent, still = partial(self._took, give), partial(self._is_wanted, give)
+                    if await voice.say(message, tries=2, sent=sent, wanted=still):
+                        self.engine.counters.send(len(wanted), sum(len(block.data) for block in wanted))
         except NetworkError as error:
             logger.debug("cannot give blocks to %s: %s", give.peer, error)
         except Exception:  # what goes wrong in answering one peer must not end the node
@@ -290,6 +292,9 @@ class Bitswap:
 
     def _took(self, give: Give, size: int) -> None:
         self.engine.took(give, size, trio.current_time())
+
+    def _is_wanted(self, give: Give) -> bool:
+        return any(self.engine.is_wanted(give, cid) for cid in give.cids)
 
     async def _read_block(self, cid: Cid, missing: list[Cid]) -> Block | None:
         try:
@@ -334,7 +339,8 @@ class Bitswap:
             logger.exception("reading from peer %s failed", link.peer)
             await stream.reset()
         finally:
-            del link.readers[reader]
+            if link.readers.pop(reader):
+                self.engine.receive_break(link.peer)
 
     async def _read_message(self, link: _Link, reader: MessageReader, length: int) -> None:
         async with AsyncExitStack() as held:

@@ -228,9 +228,12 @@ class Source:
         self.stalled = False
         return True
 
+    def end_block(self) -> None:
+        """The block that was on its way is here, or will not come: its stream broke."""
+        self.partial = 0
+
     def deliver(self) -> None:
         """It sent a block we had asked for."""
-        self.partial = 0
         self.blocks += 1
         self._stalls = self.broken_promises = 0
 

@@ -18,6 +18,9 @@ from ipfsreg.peer_id import PeerId
 _SENT_AT_ONCE = 256 * 1024
 """So often, in bytes, it is reported how a large block proceeds."""
 
+_WORTH_BREAKING_BYTES = 256 * 1024
+"""A message that nobody wants any more is broken off where more than this is left of it. A new stream costs little."""
+
 _SLOWEST_BYTES_PER_S = 12_500
 _SLOWEST_S = 10.0
 
@@ -36,10 +39,18 @@ class Voice:
         self._stream: Stream | None = None
         self.lock = trio.Lock()
 
-    async def say(self, message: Message, *, tries: int, sent: Callable[[int], None] | None = None) -> None:
+    async def say(
+        self,
+        message: Message,
+        *,
+        tries: int,
+        sent: Callable[[int], None] | None = None,
+        wanted: Callable[[], bool] | None = None,
+    ) -> bool:
         """Send *message*, with the lock held; on a broken stream try again on a new one.
 
-        *sent* is told how many bytes the connection took, as it takes them.
+        *sent* is told how many bytes the connection took, as it takes them. Where *wanted* says no and much is left,
+        the stream is reset; then this returns False.
 
         Raises:
             NetworkError: the last try failed.
@@ -53,10 +64,15 @@ class Voice:
                     if self._stream is None:
                         self._stream = await self._network.open_stream(self._peer, PROTOCOLS)
                     pieces = encode_message(message, self._stream.protocol)
+                    unsent = size
                     for part in framed(*pieces, at_most=_SENT_AT_ONCE):
                         await self._stream.send_all(part)
+                        unsent -= len(part)
                         if sent is not None:
                             sent(len(part))
+                        if wanted is not None and unsent > _WORTH_BREAKING_BYTES and not wanted():
+                            await self.hang_up()
+                            return False
             except NetworkError:
                 await self.hang_up()
                 if not left:
@@ -68,7 +84,8 @@ class Voice:
                 await self.hang_up()
                 raise
             else:
-                return
+                return True
+        raise AssertionError("the last try returns or raises")
 
     async def hang_up(self) -> None:
         """Reset the stream, if there is one."""

@@ -208,15 +208,16 @@ async def test_we_ask_them_for_what_the_mesh_did_not_bring() -> None:
 # --------------------------------------------------------------------------------------------------------- a swarm
 
 
+@pytest.mark.timeout(300)
 async def test_a_mixed_swarm_hears_every_message_and_finds_none_malformed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Three of ours, two of js-libp2p, one Kubo, in a ring with two chords, for twenty seconds."""
+    """Three of ours, two of js-libp2p, one Kubo, in a ring with two chords, for two minutes."""
     caplog.set_level(logging.INFO, logger="ipfsreg.pubsub")  # where garbage of a peer is told
     dice = random.Random(5)
     published: dict[bytes, PeerId] = {}
     complaints: list[str] = []
-    with trio.fail_after(110):
+    with trio.fail_after(240):
         async with AsyncExitStack() as stack:
             ours = [await stack.enter_async_context(open_ours(KEY)) for _ in range(3)]
             theirs: list[JsPeer | KuboPeer] = [
@@ -238,7 +239,7 @@ async def test_a_mixed_swarm_hears_every_message_and_finds_none_malformed(
             # So that every mesh has been made before the first message.
             await trio.sleep(2)
 
-            for second in range(20):
+            for second in range(120):
                 for one in ring:
                     for _ in range(3):
                         data = b"%d/%d " % (second, len(published)) + dice.randbytes(dice.choice((0, 50, 1500, 20_000)))

@@ -124,6 +124,10 @@ class Machine:
         columns = match[1].split()
         return int(columns[0]), int(columns[8])
 
+    def pids(self) -> list[int]:
+        """The processes that run here."""
+        return [int(pid) for pid in _run("ip", "netns", "pids", self.namespace).split()]
+
     def _iptables(self, *arguments: str) -> None:
         _run(*self.prefix, "iptables", "-w", *arguments)
 

@@ -227,6 +227,23 @@ def test_in_company_a_reader_in_a_hurry_has_no_priority_with_the_holder(bob: Bob
     assert {entry.priority for entry in bob.says(ALICE) if not entry.cancel} == {1}
 
 
+def test_a_root_is_asked_at_once_of_who_gave_something_last(bob: Bob) -> None:
+    bob.meet(ALICE, CAROL)
+    first = bob.open(CAROL)
+    bob.want(first, CIDS[:1])
+    bob.get(CAROL, BLOCKS[0])
+    for peer in (ALICE, CAROL):
+        bob.says(peer)
+    root = BLOCKS[1]
+    session = bob.open(root=root.cid)
+    bob.want(session, [root.cid])
+    assert bob.asks(CAROL) == {root.cid}
+    assert [entry.want_have for entry in bob.says(ALICE)] == [True]
+    bob.hear(CAROL, dont_haves=(root.cid,))
+    bob.hear(ALICE, haves=(root.cid,))
+    assert bob.asks(ALICE) == {root.cid}, "a wrong guess is put right by whoever has it"
+
+
 def test_a_block_is_asked_of_a_fetching_peer_that_has_it_rather_than_of_the_holder(bob: Bob) -> None:
     root = Block.of(b"root").cid
     bob.meet(ALICE, CAROL)

@@ -49,6 +49,7 @@ class Asking:
         self._next_number = 0
         self._crowded: dict[Session, None] = {}
         """Sessions that could ask for more but for the total."""
+        self._last_giver: Source | None = None
         self.events: list[AskEvent] = []
 
     @property
@@ -139,8 +140,21 @@ class Asking:
     def want(self, session: Session, cids: Iterable[Cid], now: float) -> None:
         """Want *cids* too, in this order."""
         self._entered(session, session.add([self._wanted.goal(session, cid) for cid in cids]))
+        self._guess(session, now)
         self._fill_session(session, now)
         self._consider_search(session, now)
+
+    def _guess(self, session: Session, now: float) -> None:
+        """A root of which nothing is known is asked of whoever gave us something last, at once and not after a HAVE.
+
+        It gave us the manifest that names the root, or the record of it. A wrong guess costs a DONT_HAVE, a right one
+        saves a round trip before the first byte.
+        """
+        source = self._last_giver
+        if source is None or session.root not in session.unasked or session.sources:
+            return
+        if self._wanted.sources.get(source.peer) is source and not source.stalled:
+            self._recruiting.join(session, source, full=True, now=now)
 
     def urge(self, session: Session, cids: Sequence[Cid], now: float) -> None:
         """A reader waits for *cids*, in this order, and no longer for others."""
@@ -309,6 +323,7 @@ class Asking:
             self._receive_unwanted(source, block, now)
         else:
             source.deliver()
+            self._last_giver = source
             self._wanted.counters.receive(len(block.data))
             sessions = tuple(goal.sessions)
             self._wanted.remember(block.cid, tuple(session.stats for session in sessions))

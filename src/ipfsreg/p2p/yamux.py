@@ -351,7 +351,8 @@ class Session:
         what may be under way, which with updates by halves alone was a third of the rate.
 
         Where half the window was used up faster than four round trips, the window itself held the peer back, and
-        doubles: up to throughput x RTT, the stream's cap and what the connection has left.
+        doubles: up to throughput x RTT, the stream's cap and what the connection has left. The first time it becomes
+        four times as large, so that a block of a mebibyte waits for one update and not for two.
         """
         stream.unread -= length
         owed = stream.window - stream.receive_window - stream.unread
@@ -364,7 +365,8 @@ class Session:
         if stream.given * 2 >= stream.window:
             stream.given = 0
             if now - stream.grew_at < 4 * rtt_s:
-                growth = min(stream.window, self._max_stream_window - stream.window, self._growth_left)
+                wanted = stream.window * (3 if stream.window == INITIAL_WINDOW_BYTES else 1)
+                growth = min(wanted, self._max_stream_window - stream.window, self._growth_left)
                 stream.window += growth
                 self._growth_left -= growth
                 owed += growth

@@ -407,12 +407,6 @@ class Connection:
             self._since_breath = 0
             await trio.lowlevel.checkpoint()
 
-    async def breathe_shielded(self) -> None:
-        """`breathe` for what must not raise."""
-        if self._since_breath >= BATCH_BYTES:
-            self._since_breath = 0
-            await trio.lowlevel.cancel_shielded_checkpoint()
-
     def count_moved(self, count: int) -> None:
         """Bytes went to or from an application. Each call counts for something, or tiny ones would never breathe."""
         self._since_breath += max(count, MIN_MOVED_BYTES)
@@ -532,13 +526,8 @@ class Connection:
             LimitReached: too many streams are open.
             ConnectionLost, StreamReset, PeerMisbehaved.
         """
-        await self.breathe()
         self._check_openable()
-        self.count_moved(0)
-        try:
-            self._unacknowledged.acquire_nowait()
-        except trio.WouldBlock:
-            await self._unacknowledged.acquire()
+        await self._unacknowledged.acquire()
         try:
             self._check_openable()
             stream = self._open(protocols[:1] if lazy else protocols)

@@ -342,9 +342,7 @@ class MuxedStream:
             self._closed = True
             self._connection.abandon(self)
             self._wake_receiver()
-        # Not a turn for each: the end of a stream travels with what is said next.
-        self._connection.count_moved(0)
-        await self._connection.breathe_shielded()
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def reset(self) -> None:
         """See Stream."""

@@ -227,6 +227,18 @@ def test_in_company_a_reader_in_a_hurry_has_no_priority_with_the_holder(bob: Bob
     assert {entry.priority for entry in bob.says(ALICE) if not entry.cancel} == {1}
 
 
+def test_a_peer_that_fetches_too_is_not_believed_to_have_all_because_it_has_the_root(bob: Bob) -> None:
+    root = BLOCKS[39].cid
+    bob.meet(ALICE, CAROL)
+    session = bob.open(root=root)
+    bob.hear(CAROL, haves=(root,))
+    bob.hear(CAROL, entries=(Entry(CIDS[0], 1, want_have=True), Entry(root, 1, want_have=True)))
+    bob.want(session, CIDS[:3])
+    assert bob.asks(CAROL) == set()
+    bob.hear(CAROL, haves=(CIDS[1],))
+    assert bob.asks(CAROL) == {CIDS[1]}
+
+
 def test_a_root_is_asked_at_once_of_who_gave_something_last(bob: Bob) -> None:
     bob.meet(ALICE, CAROL)
     first = bob.open(CAROL)
@@ -445,7 +457,9 @@ def test_readers_that_all_wait_for_the_same_do_not_make_everybody_ask_for_it() -
     assert result.sent["node 0"] < 2.0 * 20 * MIB
 
 
-def pull_from(widths: list[float], *, blocks: int = 100, latency_s: float = 0.02) -> tuple[Crowd, Node, list[Node]]:
+def pull_from(
+    widths: list[float], *, blocks: int = 100, latency_s: float = 0.02, hints: int = 1
+) -> tuple[Crowd, Node, list[Node]]:
     crowd = Crowd(latency_s=latency_s)
     root, leaves = blob(blocks)
     givers = []
@@ -455,7 +469,7 @@ def pull_from(widths: list[float], *, blocks: int = 100, latency_s: float = 0.02
         giver.store[root] = 3000
         givers.append(giver)
     taker = crowd.add("taker", uplink=50 * WIDTH, downlink=50 * WIDTH)
-    crowd.pull_at(0.0, taker, [(root, leaves)], givers[:1])
+    crowd.pull_at(0.0, taker, [(root, leaves)], givers[:hints])
     return crowd, taker, givers
 
 
@@ -471,6 +485,12 @@ def test_four_providers_are_four_times_as_fast_as_one() -> None:
         seconds.append(finish(crowd, [WIDTH] * count).last_s)
         assert all(20 <= giver.sent // MIB <= 100 for giver in givers)
     assert seconds[0] / seconds[1] > 3.6
+
+
+def test_providers_that_are_only_found_by_asking_share_the_work_too() -> None:
+    crowd, _, givers = pull_from([WIDTH] * 4, hints=0)
+    assert finish(crowd, [WIDTH] * 4).last_s < 1.2 * 100 * MIB / (4 * WIDTH)
+    assert all(giver.sent // MIB >= 20 for giver in givers), "the small root says nothing of the size of leaves"
 
 
 def test_work_is_split_by_what_each_provider_can_do() -> None:

@@ -229,7 +229,9 @@ class Asking:
             if cid not in source.asks:
                 source.struck(cid)
             for session in self._wanted.roots.get(cid, ()):
-                self._recruiting.join(session, source, full=True, now=now)
+                if source not in session.sources:
+                    # Of one that fetches too it says only that it has begun.
+                    self._recruiting.join(session, source, full=True, now=now)
             goal = self._wanted.goals.get(cid)
             if goal is not None:
                 self._note_have(goal, source, now)

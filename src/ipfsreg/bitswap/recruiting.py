@@ -101,8 +101,14 @@ class Recruiting:
         for cid in cids:
             goal = goals.get(cid)
             for session in (*(goal.sessions if goal else ()), *roots.get(cid, ())):
-                if session.spread and source not in session.sources:
+                if not session.spread:
+                    continue
+                if source not in session.sources:
                     self.join(session, source, full=False, now=now)
+                elif session.sources[source]:
+                    # It said HAVE to the root, which it had got a moment before.
+                    session.join(source, full=False)
+                    self.advertise_window(session, source)
 
     # ----------------------------------------------------------------- looking
 

@@ -21,7 +21,7 @@ from itertools import chain, islice
 
 from ipfsreg.bitswap.source import Source
 from ipfsreg.ipld.block import Block
-from ipfsreg.ipld.cid import Cid
+from ipfsreg.ipld.cid import DAG_PB, Cid
 from ipfsreg.peer_id import PeerId
 
 WINDOW_BLOCKS = 128
@@ -36,6 +36,9 @@ MAX_ASKS = 512
 UNMEASURED_ASKS = 16
 """Blocks asked of one peer while the session does not know how large its blocks are."""
 
+
+INNER_BYTES = 16 * 1024
+"""Inner nodes are smaller: one of 174 links, as everybody builds them, has 9 KiB."""
 
 SETTLED_S = 1.0
 """In company a block is asked of a peer for so long, and as long as it would take another, before that other is."""
@@ -250,10 +253,15 @@ class Session:
         self.starving_since = self.next_search = None
         self.searches = 0
         if giver is not None:
-            self._measure_block(size)
+            if not self._is_inner(block):
+                self._measure_block(size)
             self.stats.blocks += 1
             self.stats.bytes += size
             self.stats.by_peer[giver.peer] = self.stats.by_peer.get(giver.peer, 0) + size
+
+    def _is_inner(self, block: Block) -> bool:
+        """Whether *block* only links to others: its few kilobytes say nothing of the size of the leaves."""
+        return self.root is not None and block.cid.codec == DAG_PB and len(block.data) < INNER_BYTES
 
     def _measure_block(self, size: int) -> None:
         if self._measured:

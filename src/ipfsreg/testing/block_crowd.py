@@ -17,7 +17,7 @@ from itertools import count, islice
 from ipfsreg.bitswap.engine import Engine, Event, FindProviders, Give, Misbehaved, Received, Session, Speak
 from ipfsreg.bitswap.settings import BitswapSettings
 from ipfsreg.ipld.block import Block
-from ipfsreg.ipld.cid import RAW, Cid
+from ipfsreg.ipld.cid import DAG_PB, RAW, Cid
 from ipfsreg.peer_id import PeerId
 from ipfsreg.testing.network import peer_of
 
@@ -50,6 +50,8 @@ class Pull:
     """One layer on its way to one node."""
 
     session: Session
+    root: Cid
+    leaves: list[Cid]
     waiting: deque[Cid]
     """What a reader has not read yet, in order."""
     read_ahead: int
@@ -143,10 +145,10 @@ class Crowd:
         root, leaves = node.layers.popleft()
         session, events = node.engine.open_session(root, hints, spread=True, block_bytes=MIB, now=self.now)
         node.sessions.append(session)
-        pull = node.pulls[session.number] = Pull(session, deque(leaves), read_ahead)
+        node.pulls[session.number] = Pull(session, root, leaves, deque(leaves), read_ahead)
         self._do(node, events)
-        self._do(node, node.engine.want(session, leaves, self.now))
-        self._read(node, pull)
+        self._do(node, node.engine.want(session, [root], self.now))
+        self._do(node, node.engine.urge(session, [root], self.now))
 
     def _read(self, node: Node, pull: Pull) -> None:
         """Let the reader go on as far as it can, and say what it waits for."""
@@ -217,6 +219,9 @@ class Crowd:
         for number in sessions:
             pull = node.pulls[number]
             self._do(node, node.engine.consumed(pull.session, len(block.data), self.now))
+            if block.cid == pull.root:
+                # Only now it is known what else there is.
+                self._do(node, node.engine.want(pull.session, pull.leaves, self.now))
             self._read(node, pull)
         self._do(node, node.engine.receive_arrivals([block.cid.multihash], self.now))
         for number in sessions:
@@ -344,7 +349,8 @@ class Outcome:
 
 def blob(blocks: int, name: str = "leaf") -> Layer:
     """The root and the leaves of an imagined blob."""
-    return Cid.of(RAW, f"root of {name}".encode()), [Cid.of(RAW, f"{name} {index}".encode()) for index in range(blocks)]
+    leaves = [Cid.of(RAW, f"{name} {index}".encode()) for index in range(blocks)]
+    return Cid.of(DAG_PB, f"root of {name}".encode()), leaves
 
 
 def outcome(crowd: Crowd, size: int, width: float) -> Outcome:

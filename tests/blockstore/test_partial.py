@@ -13,7 +13,7 @@ from ipfsreg.blockstore.blocks import DiskBlockstore
 from ipfsreg.blockstore.index import INLINE_BYTES
 from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.database import open_database
-from ipfsreg.errors import BlockNotFound, DigestMismatch, StoreFull
+from ipfsreg.errors import BlockNotFound, DigestMismatch, StoreError, StoreFull
 from ipfsreg.ipld.block import Block
 from ipfsreg.ipld.builder import LITE, V1_2025
 from ipfsreg.ipld.cid import Cid
@@ -32,6 +32,15 @@ DIGEST = Digest.of(LAYER)
 
 def arriving(tmp_path: Path) -> Path:
     return tmp_path / "store" / "arriving" / f"sha256-{DIGEST.hex}"
+
+
+def open_files() -> list[Path]:
+    """What this process has open now."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(link.readlink())
+    return found
 
 
 async def test_what_is_missing_takes_no_room(open_store: OpenStore, tmp_path: Path) -> None:
@@ -160,6 +169,20 @@ async def test_a_reader_goes_on_when_the_blob_is_published_and_even_deleted(open
         await partial.complete()
         await blobs.delete(DIGEST)
         assert await partial.read(CHUNK, CHUNK + 5) == LAYER[CHUNK : CHUNK + 5]
+
+
+async def test_a_closed_store_keeps_no_file_open_also_not_of_what_was_published(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    async with open_store() as (_, blobs):
+        partial = await blobs.open_partial(DIGEST, len(LAYER), LAYOUT.root)
+        while wanted := partial.wanted():
+            for cid in wanted:
+                await partial.put(SOURCE[cid])
+        await partial.complete()
+    assert not [path for path in open_files() if path.is_relative_to(tmp_path / "store")]
+    with pytest.raises(StoreError):
+        await partial.read(0, 5)
 
 
 async def test_a_cancelled_put_or_complete_can_be_repeated(open_store: OpenStore) -> None:

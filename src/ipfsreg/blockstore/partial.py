@@ -370,6 +370,8 @@ class PartialBook:
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
         self._open: dict[Digest, DiskPartial] = {}
+        self._living: weakref.WeakSet[DiskPartial] = weakref.WeakSet()
+        """Those with an open file: also what is published or thrown away, as long as somebody reads it."""
         self._turns: Turns[Digest] = Turns()
 
     async def open(self, info: BlobInfo) -> DiskPartial:
@@ -389,6 +391,7 @@ class PartialBook:
     async def _begin(self, info: BlobInfo) -> DiskPartial:
         try:
             partial = DiskPartial(info, self._shelf, self)
+            self._living.add(partial)
         except MalformedData as error:
             raise DigestMismatch(f"root {info.root} does not lead to {info.digest}: {error}") from None
         row = self._shelf.index.blob(info.digest)
@@ -442,8 +445,9 @@ class PartialBook:
 
     def close(self) -> None:
         """The store is closing. What has come is kept."""
-        while self._open:
-            self._open.popitem()[1].close()
+        self._open.clear()
+        for partial in list(self._living):
+            partial.close()
 
     def find(self, multihash: bytes) -> tuple[DiskPartial, Leaf | Block] | None:
         """A block of any arriving blob."""

@@ -69,6 +69,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("[p2p]\nbootstrappers = 5", r"p2p\.bootstrappers = 5: must be a list of texts"),
         ('[http]\nlisten = ["localhost"]', "127.0.0.1:5000"),
         ('[http]\nlisten = ["127.0.0.1:70000"]', "127.0.0.1:5000"),
+        ('[http]\nlisten = ["https://127.0.0.1:5000"]', "needs a certificate: set http.tls_certificate"),
         ('[node]\nlog_level = "loud"', r"node\.log_level = 'loud': must be one of debug, info"),
         ('[node]\ndrain_s = "20"', r"node\.drain_s = '20': must be a number"),
         ("[node]\ndrain_s = inf", "seconds from 0 to 3600"),

@@ -117,6 +117,7 @@ async def test_a_database_that_is_none_is_named_and_left_alone(tmp_path: Path) -
         ("P2P_LISTEN_ADDRS", "/ip4/127.0.0.1/udp/4619/quic-v1", r"p2p\.listen_addrs = .*tcp/<port>"),
         ("P2P_LISTEN_ADDRS", "/ip4/192.0.2.77/tcp/4619", r"p2p\.listen_addrs = '/ip4/192.0.2.77/tcp/4619'"),
         ("HTTP_LISTEN", "192.0.2.77:5000", r"http\.listen = '192.0.2.77:5000'"),
+        ("HTTP_TLS_KEY", "/nowhere/tls.key", r"http\.tls_certificate = '': a certificate and its key belong together"),
         ("CRDT_TRUSTED_PEERS", "somebody", r"crdt\.trusted_peers = \['somebody'\]: peer IDs"),
         ("NODE_PRIVATE_KEY", "AAAA", r"node\.private_key"),
         ("NODE_DATASTORE_PATH", "/proc/nowhere", r"node\.datastore_path = '/proc/nowhere': cannot be created"),

@@ -106,6 +106,11 @@ class HttpConfig(_Section, frozen=True):
     """`[http]`: the registry's front door."""
 
     listen: tuple[str, ...] = ("127.0.0.1:5000",)
+    """Places; each may begin with `http://` or `https://`, and is TLS without one where there is a certificate."""
+    tls_certificate: str = ""
+    """Path of a PEM file: the certificate, then its chain. Read again when it changes."""
+    tls_key: str = ""
+    """Path of a PEM file with the certificate's private key."""
 
 
 class FetchConfig(_Section, frozen=True):
@@ -283,8 +288,7 @@ def _check(config: Config) -> None:
             raise ConfigError("p2p.bootstrappers", addr, "must end in /p2p/<peer ID>, as the other node prints it")
     if not config.http.listen:
         raise ConfigError("http.listen", [], 'at least one address and port, as ["127.0.0.1:5000"]')
-    for address in config.http.listen:
-        parse_host_port("http.listen", address)
+    _check_listen(config.http)
     for key in ("patience_s", "give_up_s"):
         value = getattr(config.fetch, key)
         if not 0 < value <= 86400:
@@ -307,6 +311,18 @@ def _check(config: Config) -> None:
             "this is the default topic and the node is on the public network, where anybody could be in it: set "
             "p2p.protector_key to make the swarm private, or crdt.pubsub_topic to a name of your own",
         )
+
+
+def _check_listen(http: HttpConfig) -> None:
+    for address in http.listen:
+        place = address.removeprefix("http://").removeprefix("https://")
+        parse_host_port("http.listen", place)
+        if address.startswith("https://") and not http.tls_certificate:
+            raise ConfigError(
+                "http.listen",
+                address,
+                "needs a certificate: set http.tls_certificate and http.tls_key, paths of PEM files",
+            )
 
 
 def _check_multiaddr(key: str, text: str, example: str) -> None:

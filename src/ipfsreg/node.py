@@ -36,7 +36,9 @@ from ipfsreg.errors import AlreadyRunning, ConfigError, MalformedData, NetworkEr
 from ipfsreg.http.admin import make_admin
 from ipfsreg.http.app import make_app
 from ipfsreg.http.connection import ServerSettings
+from ipfsreg.http.reloading import Reloaded, Reloads, open_reloads
 from ipfsreg.http.server import open_server
+from ipfsreg.http.tls import Tls
 from ipfsreg.ipld.cid import Cid
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName, Tag, parse_repository, parse_tag
@@ -72,6 +74,7 @@ class Node:
     bitswap: Bitswap
     replica: Replica
     registry: LocalRegistry
+    reloads: Reloads
     started_at: float
     """On trio's clock."""
 
@@ -353,6 +356,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
     directory = Path(config.node.datastore_path)
     psk = psk_of(config)
     bootstrappers = _peer_infos(config.bootstrappers)
+    tls = _tls_of(config)
     async with AsyncExitStack() as stack:
         stack.enter_context(_lock(directory))
         identity = identity_of(config)
@@ -400,18 +404,32 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
                 ),
             )
         )
-        node = Node(config, host, redial, topic, blobs, bitswap, replica, registry, started_at)
+        reloaded = [Reloaded(tls.paths, tls.reload)] if tls is not None else []
+        reloads = await stack.enter_async_context(open_reloads(reloaded))
+        node = Node(config, host, redial, topic, blobs, bitswap, replica, registry, reloads, started_at)
         admin = make_admin({"/status": node.status}, {"/log": node.log}, {"/rollback": node.roll_back})
         door = f"unix:{admin_socket_of(config)}"
         await stack.enter_async_context(open_server(admin, listen=[door], settings=ServerSettings(drain_s=1.0)))
         front = ServerSettings(drain_s=config.node.drain_s)
         server = await stack.enter_async_context(
-            open_server(make_app(registry), listen=config.http.listen, settings=front)
+            open_server(make_app(registry), listen=config.http.listen, settings=front, tls=tls)
         )
-        for place in server.places:
-            logger.info("registry at http://%s", place)
+        for url in server.urls:
+            logger.info("registry at %s", url)
         yield node
         logger.info("stopping: no new requests, %d connections to finish", server.connections)
+
+
+def _tls_of(config: Config) -> Tls | None:
+    certificate, key = config.http.tls_certificate, config.http.tls_key
+    if certificate and key:
+        return Tls(Path(certificate), Path(key))
+    if certificate or key:
+        missing = "http.tls_key" if certificate else "http.tls_certificate"
+        raise ConfigError(
+            missing, "", f"a certificate and its key belong together; the other is {certificate or key!r}"
+        )
+    return None
 
 
 @asynccontextmanager

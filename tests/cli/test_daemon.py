@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -82,6 +83,24 @@ def test_a_second_signal_does_not_wait_for_what_is_in_flight(run: Callable[[Open
         await trio.sleep_forever()
 
     run(open_node)
+
+
+def test_sighup_reads_again_and_ends_nothing(run: Callable[[OpenNode], None]) -> None:
+    told: list[str] = []
+
+    class Reloads:
+        async def reload(self) -> None:
+            told.append("reloaded")
+            signal_ourselves(signal.SIGTERM)
+
+    @asynccontextmanager
+    async def open_node(config: Config) -> AsyncIterator[object]:
+        signal_ourselves(signal.SIGHUP)
+        yield SimpleNamespace(reloads=Reloads())
+        told.append("stopped in order")
+
+    run(open_node)
+    assert told == ["reloaded", "stopped in order"]
 
 
 def test_what_ends_a_running_node_is_logged_with_its_trace(

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 import trio
 
 from ipfsreg.config import Config
-from ipfsreg.node import open_node
+from ipfsreg.node import Node, open_node
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +29,20 @@ def run(config: Config) -> None:
 
 
 async def _run(config: Config) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    # SIGHUP from the start on: its default would end a node that is not even up.
+    with (
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+        trio.open_signal_receiver(signal.SIGHUP) as hangups,
+    ):
         async with trio.open_nursery() as nursery:
             started, stopping = trio.Event(), trio.Event()
             nursery.start_soon(_watch, signals, started, stopping, nursery.cancel_scope)
             try:
-                async with open_node(config):
+                async with open_node(config) as node, trio.open_nursery() as beside:
                     started.set()
+                    beside.start_soon(_reload, hangups, node)
                     await stopping.wait()
+                    beside.cancel_scope.cancel()
             except Exception as error:
                 # What keeps a node from starting, the command line says in one sentence. What ends a running one has
                 # to be understood afterwards.
@@ -45,6 +51,12 @@ async def _run(config: Config) -> None:
                         logger.critical("a part of the node failed, it ends", exc_info=failure)
                 raise
             nursery.cancel_scope.cancel()
+
+
+async def _reload(hangups: AsyncIterator[int], node: Node) -> None:
+    async for _ in hangups:
+        logger.info("SIGHUP")
+        await node.reloads.reload()
 
 
 def _failures_in(error: BaseException) -> Iterator[BaseException]:

@@ -2,9 +2,10 @@
 
 Works on the plain non-blocking socket and waits with trio only where the kernel has nothing: a trio stream would turn
 the scheduler for every call, which at ten thousand requests a second is most of the time, and `sendfile` needs the
-descriptor anyway (docs/decisions/0040).
+descriptor anyway (docs/decisions/0040). A TLS connection has the same calls (`wire`), without `sendfile`.
 
 Who may wait for whom, and how long:
+- for a TLS handshake: `handshake_timeout_s` for all of it;
 - for a head: `idle_timeout_s` for its first byte, then `head_timeout_s` for all of it;
 - for a body, and for the client to take a response: as long as `progress_bytes` pass in every `progress_timeout_s`
   spent waiting; time the handler takes is not the client's;
@@ -30,6 +31,7 @@ from ipfsreg.http.body import ChunkedBody, FixedBody
 from ipfsreg.http.head import Head, HeadParser
 from ipfsreg.http.request import ClientGone, ClientSilent, Request, RequestRefused
 from ipfsreg.http.responses import FileBody, Response, StreamBody, encode_head
+from ipfsreg.http.wire import PlainHttp, TlsWire, WantsRead, WantsWrite, Wire
 from ipfsreg.registry.interface import FileRange, Piece
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,10 @@ class ServerSettings:
     max_headers: int = 100
     head_timeout_s: float = 15.0
     """Seconds for a whole head, from its first byte."""
+    handshake_timeout_s: float = 10.0
+    """Seconds for a TLS handshake."""
+    max_handshakes: int = 512
+    """TLS handshakes under way at once. Beyond it the one that has been at it longest makes room."""
     idle_timeout_s: float = 120.0
     """Seconds a connection may wait for its next request. Go clients give up theirs after 90."""
     progress_timeout_s: float = 60.0
@@ -77,6 +83,7 @@ class ServerSettings:
 class Phase(Enum):
     """What a connection is at."""
 
+    HANDSHAKE = auto()
     IDLE = auto()
     HEAD = auto()
     REQUEST = auto()
@@ -94,6 +101,9 @@ class Registrar(Protocol):
 
     def note_busy(self, connection: Connection) -> None:
         """A request has begun."""
+
+    def note_handshake(self, connection: Connection) -> None:
+        """*connection* is at its TLS handshake: it may be closed at any time, until it is noted idle or busy."""
 
 
 class _Patience:
@@ -126,10 +136,9 @@ class _Patience:
 class Connection:
     """One accepted socket; `serve` owns it to its end."""
 
-    def __init__(
-        self, sock: socket.socket, peer: str, handler: Handler, registrar: Registrar, settings: ServerSettings
-    ) -> None:
+    def __init__(self, sock: Wire, peer: str, handler: Handler, registrar: Registrar, settings: ServerSettings) -> None:
         self._socket = sock
+        self._tls = sock if isinstance(sock, TlsWire) else None
         self._descriptor = sock.fileno()
         self._peer = peer
         self._handler = handler
@@ -145,14 +154,18 @@ class Connection:
         self._write_patience = _Patience(settings)
 
     def close_idle(self) -> None:
-        """End the connection; only for one that is idle."""
+        """End the connection; only for one that is idle, or at its handshake."""
         self._scope.cancel()
 
     async def serve(self) -> None:
         """Answer requests until either side is done. Raises nothing but trio.Cancelled; the socket is closed after."""
         try:
             with self._scope:
+                if self._tls is not None:
+                    await self._shake_hands(self._tls)
                 await self._serve()
+                if self._tls is not None:
+                    self._tls.say_goodbye()
             if self._scope.cancelled_caught and self._phase is Phase.HEAD:
                 self._refuse_nowait(RequestRefused(408, "the request head took too long"))
         except ClientGone as gone:
@@ -177,6 +190,40 @@ class Connection:
                 return
             if not keep:
                 return
+
+    async def _shake_hands(self, tls: TlsWire) -> None:
+        """Raises ClientGone where it comes to nothing."""
+        self._phase = Phase.HANDSHAKE
+        self._scope.deadline = trio.current_time() + self._settings.handshake_timeout_s
+        self._registrar.note_handshake(self)
+        while True:
+            try:
+                if tls.handshake_in_thread:
+                    await trio.to_thread.run_sync(tls.shake_hands)
+                else:
+                    tls.shake_hands()
+                    # It was the work of a whole millisecond.
+                    await trio.lowlevel.checkpoint()
+            except WantsRead:
+                await trio.lowlevel.wait_readable(self._descriptor)
+            except WantsWrite:
+                await trio.lowlevel.wait_writable(self._descriptor)
+            except PlainHttp:
+                self._refuse_plain(tls)
+                await self._linger()
+                raise ClientGone("plain HTTP on a port for TLS") from None
+            except OSError as error:
+                raise ClientGone(f"no TLS: {error}") from None
+            else:
+                self._phase = Phase.IDLE
+                return
+
+    def _refuse_plain(self, tls: TlsWire) -> None:
+        refused = RequestRefused(400, "this port speaks TLS, the client began plain HTTP: use https://")
+        try:
+            tls.refuse_plain(_refusal(refused))
+        except OSError as error:
+            logger.debug("%s: refusal not delivered: %s", self._peer, error)
 
     # ---------------------------------------------------------------- the head
 
@@ -405,7 +452,10 @@ class Connection:
                 advised = position + _READ_AHEAD_BYTES
             count = min(end - position, _SENDFILE_BYTES)
             try:
-                sent = os.sendfile(self._descriptor, descriptor, position, count)
+                if self._tls is None:
+                    sent = os.sendfile(self._descriptor, descriptor, position, count)
+                else:
+                    sent = self._tls.send_file(descriptor, position, count)
             except BlockingIOError:
                 await self._write_patience.wait(trio.lowlevel.wait_writable, self._descriptor, self._sent)
                 continue
@@ -416,7 +466,7 @@ class Connection:
                 raise ClientGone("the response could not be completed")
             position += sent
             self._sent += sent
-            if sent == count:
+            if sent == count or self._tls is not None:
                 await trio.lowlevel.checkpoint()
 
     # ---------------------------------------------------------------- the end
@@ -427,10 +477,8 @@ class Connection:
         The version is 1.0: to a TLS client anything that begins with `HTTP/` says that it came to the wrong port, and
         of a client that speaks neither we know nothing.
         """
-        text = f"{refused}\n".encode("ascii", "replace")
-        head = encode_head(Response(refused.status, (("Content-Type", "text/plain"),), text), _http_date(), "close")
         try:
-            self._sent += self._socket.send(head.replace(b"HTTP/1.1", b"HTTP/1.0", 1) + text)
+            self._sent += self._socket.send(_refusal(refused))
         except OSError as error:
             logger.debug("%s: refusal not delivered: %s", self._peer, error)
 
@@ -466,6 +514,12 @@ def _read_small(descriptor: int, body: FileBody) -> bytes:
         logger.error("%s is shorter than announced", body.path)
         raise ClientGone("the response could not be completed")
     return data
+
+
+def _refusal(refused: RequestRefused) -> bytes:
+    text = f"{refused}\n".encode("ascii", "replace")
+    head = encode_head(Response(refused.status, (("Content-Type", "text/plain"),), text), _http_date(), "close")
+    return head.replace(b"HTTP/1.1", b"HTTP/1.0", 1) + text
 
 
 _date = (0, "")

@@ -1,4 +1,7 @@
-"""Where to listen: `127.0.0.1:5000`, `[::1]:5000`, `:5000` (every address), `unix:/run/ipfsreg/admin.sock`."""
+"""Where to listen: `127.0.0.1:5000`, `[::1]:5000`, `:5000` (every address), `unix:/run/ipfsreg/admin.sock`.
+
+A TCP place may begin with `http://` or `https://`.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,12 @@ async def open_listeners(places: list[str]) -> list[socket.socket]:
             listener.close()
         raise
     return listeners
+
+
+def split_scheme(text: str) -> tuple[str, str]:
+    """`https://127.0.0.1:5000` as `("https", "127.0.0.1:5000")`; the scheme is empty where there is none."""
+    scheme, separator, place = text.partition("://")
+    return (scheme, place) if separator and scheme in ("http", "https") else ("", text)
 
 
 def close_listener(listener: socket.socket) -> None:

@@ -1,7 +1,7 @@
 """An HTTP/1.1 server on trio, for one handler.
 
     async with open_server(handler, listen=["127.0.0.1:5000"]) as server:
-        print(server.places)
+        print(server.urls)
 
 Leaving the block is a graceful stop: no new connections, idle ones closed, requests in flight have
 `ServerSettings.drain_s` seconds to finish. Cancelling it from outside stops at once.
@@ -18,8 +18,11 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from ipfsreg.errors import ConfigError
 from ipfsreg.http.connection import Connection, Handler, ServerSettings
-from ipfsreg.http.listen import close_listener, open_listeners, place_of
+from ipfsreg.http.listen import close_listener, open_listeners, place_of, split_scheme
+from ipfsreg.http.tls import Tls
+from ipfsreg.http.wire import TlsWire
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +40,16 @@ _TOO_MANY = (
 class Server:
     """A running server."""
 
-    def __init__(self, handler: Handler, listeners: list[socket.socket], settings: ServerSettings) -> None:
-        self.places = tuple(place_of(listener) for listener in listeners)
+    def __init__(
+        self, handler: Handler, listeners: list[tuple[socket.socket, Tls | None]], settings: ServerSettings
+    ) -> None:
+        self.places = tuple(place_of(listener) for listener, _ in listeners)
         """Where it listens, with real port numbers."""
+        self.urls = tuple(
+            f"{'http' if tls is None else 'https'}://{place}"
+            for place, (_, tls) in zip(self.places, listeners, strict=True)
+        )
+        """The same as clients write it."""
         self._handler = handler
         self._settings = settings
         self._max_connections = settings.max_connections
@@ -47,6 +57,7 @@ class Server:
         if descriptors != resource.RLIM_INFINITY:
             self._max_connections = min(settings.max_connections, descriptors // 2)
         self._idle: dict[Connection, None] = {}
+        self._handshaking: dict[Connection, None] = {}
         self._open = 0
         self._none_open = trio.Event()
         self.draining = False
@@ -58,14 +69,24 @@ class Server:
 
     def note_idle(self, connection: Connection) -> None:
         """See `connection.Registrar`."""
+        if self._handshaking:
+            self._handshaking.pop(connection, None)
         self._idle[connection] = None
 
     def note_busy(self, connection: Connection) -> None:
         """See `connection.Registrar`."""
+        if self._handshaking:
+            self._handshaking.pop(connection, None)
         self._idle.pop(connection, None)
 
-    async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
-        """Take connections from *listener* for ever, each served in *nursery*."""
+    def note_handshake(self, connection: Connection) -> None:
+        """See `connection.Registrar`."""
+        if len(self._handshaking) >= self._settings.max_handshakes:
+            _close_first(self._handshaking)
+        self._handshaking[connection] = None
+
+    async def accept(self, listener: socket.socket, tls: Tls | None, nursery: trio.Nursery) -> None:
+        """Take connections from *listener* for ever, each served in *nursery*, with TLS where there is *tls*."""
         in_a_row = 0
         while True:
             try:
@@ -84,22 +105,31 @@ class Server:
                 await trio.lowlevel.checkpoint()
                 continue
             sock.setblocking(False)
-            self._admit(sock, address[0] if isinstance(address, tuple) else "local", nursery)
+            self._admit(sock, address[0] if isinstance(address, tuple) else "local", tls, nursery)
             in_a_row += 1
             if in_a_row >= _ACCEPTS_IN_A_ROW:
                 await trio.lowlevel.checkpoint()
                 in_a_row = 0
 
-    def _admit(self, sock: socket.socket, peer: str, nursery: trio.Nursery) -> None:
+    def _admit(self, sock: socket.socket, peer: str, tls: Tls | None, nursery: trio.Nursery) -> None:
         if self._open >= self._max_connections and not self._close_longest_idle():
             try:
-                sock.send(_TOO_MANY)
+                if tls is None:  # To a TLS client it would not mean anything.
+                    sock.send(_TOO_MANY)
             except OSError as error:
                 logger.debug("%s: %s", peer, error)
             sock.close()
             return
+        wire: socket.socket | TlsWire = sock
+        if tls is not None:
+            credentials = tls.credentials
+            try:
+                wire = TlsWire(sock, credentials.context, in_thread=credentials.slow)
+            except OSError as error:
+                logger.debug("%s: %s", peer, error)
+                return
         self._open += 1
-        nursery.start_soon(self._serve, Connection(sock, peer, self._handler, self, self._settings))
+        nursery.start_soon(self._serve, Connection(wire, peer, self._handler, self, self._settings))
 
     async def _serve(self, connection: Connection) -> None:
         try:
@@ -110,13 +140,8 @@ class Server:
                 self._none_open.set()
 
     def _close_longest_idle(self) -> bool:
-        """Whether there was one. It is over at its task's next turn."""
-        connection = next(iter(self._idle), None)
-        if connection is None:
-            return False
-        del self._idle[connection]
-        connection.close_idle()
-        return True
+        """Whether there was one, or one that was not even through its handshake. It is over at its task's next turn."""
+        return _close_first(self._handshaking) or _close_first(self._idle)
 
     async def drain(self) -> None:
         """Close what is idle, and wait until what is not has been answered."""
@@ -128,28 +153,39 @@ class Server:
             await self._none_open.wait()
 
 
+def _close_first(connections: dict[Connection, None]) -> bool:
+    connection = next(iter(connections), None)
+    if connection is None:
+        return False
+    del connections[connection]
+    connection.close_idle()
+    return True
+
+
 @asynccontextmanager
 async def open_server(
-    handler: Handler, *, listen: Sequence[str], settings: ServerSettings | None = None
+    handler: Handler, *, listen: Sequence[str], settings: ServerSettings | None = None, tls: Tls | None = None
 ) -> AsyncIterator[Server]:
     """Serve *handler* on every place of *listen* for as long as the block lasts.
 
+    A place that begins with `http://` or `https://` is served so; else with TLS exactly where there is *tls*.
+
     Raises:
-        ConfigError: a place that cannot be listened on.
+        ConfigError: a place that cannot be listened on, or `https://` without *tls*.
         AlreadyRunning: another process listens there.
     """
     settings = settings or ServerSettings()
-    listeners = await open_listeners(list(listen))
+    listeners = await _open_listeners(listen, tls)
     server = Server(handler, listeners, settings)
     try:
         async with trio.open_nursery() as serving:
             async with trio.open_nursery() as accepting:
-                for listener in listeners:
-                    accepting.start_soon(server.accept, listener, serving)
+                for listener, secure in listeners:
+                    accepting.start_soon(server.accept, listener, secure, serving)
                 yield server
                 accepting.cancel_scope.cancel()
             while listeners:
-                close_listener(listeners.pop())
+                close_listener(listeners.pop()[0])
             with trio.move_on_after(settings.drain_s) as patience:
                 await server.drain()
             if patience.cancelled_caught:
@@ -157,4 +193,25 @@ async def open_server(
             serving.cancel_scope.cancel()
     finally:
         while listeners:
-            close_listener(listeners.pop())
+            close_listener(listeners.pop()[0])
+
+
+async def _open_listeners(listen: Sequence[str], tls: Tls | None) -> list[tuple[socket.socket, Tls | None]]:
+    """All or none."""
+    listeners: list[tuple[socket.socket, Tls | None]] = []
+    try:
+        for text in listen:
+            scheme, place = split_scheme(text)
+            secure = _tls_of(text, scheme, tls)
+            listeners += [(listener, secure) for listener in await open_listeners([place])]
+    except BaseException:  # whatever it was, cancellation too: nobody else has them
+        for listener, _ in listeners:
+            close_listener(listener)
+        raise
+    return listeners
+
+
+def _tls_of(text: str, scheme: str, tls: Tls | None) -> Tls | None:
+    if scheme == "https" and tls is None:
+        raise ConfigError("http.listen", text, "needs a certificate: set http.tls_certificate and http.tls_key")
+    return None if scheme == "http" or text.startswith("unix:") else tls

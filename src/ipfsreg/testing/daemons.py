@@ -102,7 +102,7 @@ class Daemon:
         )
         threading.Thread(target=self._read, args=(self.process, self.lines), daemon=True).start()
         if wait:
-            self.wait_line(r"registry at http://")
+            self.wait_line(r"registry at https?://")
         return self
 
     def _read(self, process: subprocess.Popen[str], lines: list[str]) -> None:
@@ -146,7 +146,7 @@ class Daemon:
     @property
     def http(self) -> str:
         """`127.0.0.1:PORT`, where clients reach it; in a namespace only from there."""
-        return self.wait_line(r"registry at http://(\S+)")[1]
+        return self.wait_line(r"registry at https?://(\S+)")[1]
 
     @property
     def multiaddr(self) -> str:
@@ -156,7 +156,7 @@ class Daemon:
 
     def url(self, path: str) -> str:
         """The URL of *path* at this node."""
-        return f"http://{self.http}{path}"
+        return self.wait_line(r"registry at (\S+)")[1] + path
 
     def status(self) -> dict[str, Any]:
         """What `ipfsreg status --json` says."""

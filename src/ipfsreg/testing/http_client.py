@@ -6,6 +6,7 @@ async with connect_http(server.places[0]) as client:
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,13 +28,16 @@ class Answer:
 class HttpClient:
     """One connection."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream, secured: trio.SSLStream | None = None) -> None:
+        """*secured*: TLS over *stream*."""
         self.stream = stream
+        self.secured = secured
+        self._channel: trio.abc.Stream = secured or stream
         self._rest = b""
 
     async def send(self, data: bytes) -> None:
         """Send *data* as it is."""
-        await self.stream.send_all(data)
+        await self._channel.send_all(data)
 
     async def request(
         self, method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
@@ -74,7 +78,7 @@ class HttpClient:
         missing = count - len(pieces[0])
         self._rest = self._rest[count:]
         while missing:
-            piece = await self.stream.receive_some(min(missing, 1024 * 1024))
+            piece = await self._channel.receive_some(min(missing, 1024 * 1024))
             if not piece:
                 raise EOFError(f"the connection ended {missing} bytes before the end of the body")
             pieces.append(piece)
@@ -91,19 +95,24 @@ class HttpClient:
             return rest
 
     async def _receive_more(self) -> None:
-        piece = await self.stream.receive_some(65536)
+        piece = await self._channel.receive_some(65536)
         if not piece:
             raise EOFError("the connection ended")
         self._rest += piece
 
 
 @asynccontextmanager
-async def connect_http(place: str) -> AsyncIterator[HttpClient]:
-    """Connect to *place*, as `Server.places` writes it."""
+async def connect_http(place: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[HttpClient]:
+    """Connect to *place*, as `Server.places` writes it; with *tls*, for which the server is 127.0.0.1."""
     if place.startswith("unix:"):
         stream = await trio.open_unix_socket(place.removeprefix("unix:"))
     else:
         host, _, port = place.rpartition(":")
         stream = await trio.open_tcp_stream(host.strip("[]"), int(port))
+    if tls is not None:
+        secured = trio.SSLStream(stream, tls, server_hostname="127.0.0.1", https_compatible=True)
+        async with secured:
+            yield HttpClient(stream, secured)
+        return
     async with stream:
         yield HttpClient(stream)

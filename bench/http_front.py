@@ -1,10 +1,10 @@
-"""The registry's front door beside Debian's docker-registry and nginx, in one run.
+"""The registry's front door beside distribution v3, olareg, Debian's docker-registry and nginx, in one run.
 
-    .venv/bin/python bench/http_front.py [--mib 1024] [--seconds 3] [--rounds 3] [--dir /dev/shm]
+    .venv/bin/python bench/http_front.py [--mib 1024] [--seconds 3] [--rounds 3] [--dir /dev/shm] [--only TEXT]
 
-Prints medians of rounds that take turns, and the ratio to each peer; figures of one machine and one minute mean little,
-ratios more. Needs wrk, ab, curl and, as peers, /usr/bin/docker-registry and nginx; a peer that is missing is left out.
-Ours is the HTTP front, the registry and the blob store on disk, with the name store in memory.
+Ours is the whole daemon. Prints medians of rounds that take turns, and how many times better ours is than each peer;
+figures of one machine and one minute mean little, ratios more. Where the peers come from: bench/registries.py. Needs
+wrk, ab and curl.
 """
 
 from __future__ import annotations
@@ -15,49 +15,16 @@ import json
 import os
 import re
 import shutil
-import signal
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import trio
+from registries import Registry, open_registries, show, show_heading, take_turns
 
 IMAGE = "application/vnd.oci.image.manifest.v1+json"
-DOCKER_REGISTRY = """
-version: 0.1
-log: {level: error, accesslog: {disabled: true}}
-storage: {filesystem: {rootdirectory: DIR}, delete: {enabled: true}}
-http: {addr: "127.0.0.1:PORT"}
-"""
-NGINX = """
-daemon off; user root; worker_processes 1; error_log DIR/error.log crit; pid DIR/nginx.pid;
-events { worker_connections 1024; }
-http {
-  access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000; default_type application/json;
-  client_body_temp_path DIR/body; proxy_temp_path DIR/p; fastcgi_temp_path DIR/f; uwsgi_temp_path DIR/u;
-  scgi_temp_path DIR/s; client_max_body_size 0;
-  server { listen 127.0.0.1:PORT; root DIR/root; location / { WRITE } }
-}
-"""
-
-
-@dataclass
-class Peer:
-    """A server under test."""
-
-    name: str
-    port: int
-    process: subprocess.Popen[bytes]
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
 
 
 def main() -> None:
@@ -66,114 +33,67 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dir", type=Path, default=Path("/dev/shm"), help="where all of them keep their files")
-    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--only", default="", help="measure the rows with this text alone")
     args = parser.parse_args()
-    if args.serve:
-        trio.run(serve, args.dir, args.serve)
-        return
     directory = Path(tempfile.mkdtemp(prefix="ipfsreg-bench-", dir=args.dir))
-    peers: list[Peer] = []
     try:
-        peers = start(directory)
-        content = Content(args.mib)
-        (directory / "blob").write_bytes(content.blob)
-        for peer in peers:
-            content.push(peer, directory)
-        report(peers, content, directory, args)
+        with open_registries(directory) as registries:
+            idle = {registry.name: float(registry.memory_mib()) for registry in registries}
+            content = Content(args.mib, directory)
+            for registry in registries:
+                content.push(registry)
+            print(f"{os.cpu_count()} cores, files in {args.dir}, medians of {args.rounds}")
+            show_heading(registries)
+            show("RSS idle, MiB", registries, idle, [])
+            for name, (test, lower) in tests(content, args).items():
+                if args.only in name:
+                    show(name, registries, *take_turns(registries, args.rounds, test, lower_is_better=lower))
+            peaks = {registry.name: float(registry.memory_mib("VmHWM")) for registry in registries}
+            show("RSS at its peak, MiB", registries, peaks, [])
     finally:
-        for peer in peers:
-            peer.process.send_signal(signal.SIGTERM)
-            peer.process.wait()
         shutil.rmtree(directory)
 
 
-def report(peers: list[Peer], content: Content, directory: Path, args: argparse.Namespace) -> None:
+def tests(content: Content, args: argparse.Namespace) -> dict[str, tuple[Callable[[Registry], float | None], bool]]:
+    """Name -> what measures it, and whether less is better."""
     blob, small = f"/v2/team/app/blobs/{content.digest}", f"/v2/team/app/blobs/{content.small_digest}"
     tag = "/v2/team/app/manifests/t1"
-    tests: dict[str, Callable[[Peer], float | None]] = {}
+    found: dict[str, tuple[Callable[[Registry], float | None], bool]] = {}
     for connections in (1, 16, 64):
-        tests[f"manifest GET by tag, {connections}, 1/s"] = lambda p, c=connections: wrk(p, tag, c, args.seconds)
-    tests["manifest HEAD, 16, 1/s"] = lambda p: ab_head(p, tag, 16)
-    tests["blob HEAD, 16, 1/s"] = lambda p: ab_head(p, small, 16)
-    tests["blob GET 4 KiB, 16, 1/s"] = lambda p: wrk(p, small, 16, args.seconds)
-    tests["tags list of 100, 16, 1/s"] = lambda p: (
-        None if p.name == "nginx" else wrk(p, "/v2/team/app/tags/list", 16, args.seconds)
-    )
-    tests[f"blob GET {args.mib} MiB, 1, MB/s"] = lambda p: get(p, blob, content, 1)
-    tests[f"blob GET {args.mib} MiB, 8 ranges, MB/s"] = lambda p: get(p, blob, content, 8)
-    tests[f"blob PUT {args.mib} MiB, MB/s"] = lambda p: put(p, directory / "blob", content)
-    tests[f"blob PUT {args.mib} MiB, chunked, MB/s"] = lambda p: put(p, directory / "blob", content, chunked=True)
-    print(f"{os.cpu_count()} cores, files in {args.dir}, medians of {args.rounds}")
-    print(f"{'':36}" + "".join(f"{peer.name:>18}" for peer in peers) + "    ours to each")
-    for name, test in tests.items():
-        figures: dict[str, list[float]] = {peer.name: [] for peer in peers}
-        for _ in range(args.rounds):
-            for peer in peers:
-                figure = test(peer)
-                if figure is not None:
-                    figures[peer.name].append(figure)
-        medians = [statistics.median(figures[peer.name]) if figures[peer.name] else None for peer in peers]
-        ratios = [f"{medians[0] / other:.2f}" if other and medians[0] else "-" for other in medians[1:]]
-        print(
-            f"{name:36}"
-            + "".join(f"{m:18.0f}" if m is not None else f"{'-':>18}" for m in medians)
-            + "    "
-            + " ".join(ratios)
+        found[f"manifest GET by tag, {connections}, 1/s"] = (
+            (lambda peer, connections=connections: wrk(peer, tag, connections, args.seconds)),
+            False,
         )
-    for peer in peers:
-        status = Path(f"/proc/{peer.process.pid}/status").read_text()
-        peak = re.search(r"VmHWM:\s+(\d+)", status)
-        print(f"{peer.name}: peak RSS {int(peak[1]) // 1024 if peak else 0} MB")
-
-
-async def serve(directory: Path, port: int) -> None:
-    """Ours, in a process of its own."""
-    from ipfsreg.testing.front_door import open_front_door
-
-    async with open_front_door(directory, f"127.0.0.1:{port}", on_disk=True):
-        with trio.open_signal_receiver(signal.SIGTERM) as signals:
-            async for _ in signals:
-                break
-
-
-def start(directory: Path) -> list[Peer]:
-    def run(name: str, port: int, *command: str) -> Peer:
-        return Peer(name, port, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-
-    peers = []
-    for name in ("ipfsreg", "docker-registry", "nginx"):
-        (directory / name).mkdir()
-    peers.append(
-        run("ipfsreg", 18101, sys.executable, __file__, "--serve", "18101", "--dir", str(directory / "ipfsreg"))
+    found["manifest HEAD, 16, 1/s"] = (lambda peer: ab_head(peer, tag, 16)), False
+    found["blob HEAD, 16, 1/s"] = (lambda peer: ab_head(peer, small, 16)), False
+    found["blob GET 4 KiB, 16, 1/s"] = (lambda peer: wrk(peer, small, 16, args.seconds)), False
+    found["tags list of 100, 16, 1/s"] = (
+        (lambda peer: wrk(peer, "/v2/team/app/tags/list", 16, args.seconds) if peer.is_registry else None),
+        False,
     )
-    if registry := shutil.which("docker-registry"):
-        text = DOCKER_REGISTRY.replace("DIR", str(directory / "docker-registry")).replace("PORT", "18102")
-        (directory / "registry.yml").write_text(text)
-        peers.append(run("docker-registry", 18102, registry, "serve", str(directory / "registry.yml")))
-    if nginx := shutil.which("nginx"):
-        text = NGINX.replace("DIR", str(directory / "nginx")).replace("PORT", "18103").replace("WRITE", "")
-        (directory / "nginx.conf").write_text(text)
-        peers.append(run("nginx", 18103, nginx, "-c", str(directory / "nginx.conf")))
-    for peer in peers:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(peer.url("/v2/"))
-            except urllib.error.HTTPError:
-                break
-            except OSError:
-                time.sleep(0.1)
-            else:
-                break
-    return peers
+    found[f"blob GET {args.mib} MiB, 1, MB/s"] = (lambda peer: get(peer, blob, content, 1)), False
+    found[f"blob GET {args.mib} MiB, 8 at once, MB/s"] = (lambda peer: get(peer, blob, content, 8)), False
+    found[f"blob GET {args.mib} MiB, 8 ranges, MB/s"] = (lambda peer: get(peer, blob, content, 8, parts=True)), False
+    found[f"blob PUT {args.mib} MiB, MB/s"] = (lambda peer: put(peer, content)), False
+    found[f"blob PUT {args.mib} MiB, chunked, MB/s"] = (lambda peer: put(peer, content, chunked=True)), False
+    found["manifest GET beside a push, 64, p99 ms"] = (lambda peer: p99_beside_push(peer, tag, content, args)), True
+    return found
 
 
 class Content:
     """What all of them serve."""
 
-    def __init__(self, mib: int) -> None:
+    def __init__(self, mib: int, directory: Path) -> None:
+        self.file = directory / "blob"
+        self.size = mib << 20
+        hasher = hashlib.sha256()
         block = os.urandom(1 << 20)
-        self.blob = b"".join(i.to_bytes(4, "big") + block[4:] for i in range(mib))
-        self.digest = f"sha256:{hashlib.sha256(self.blob).hexdigest()}"
+        with self.file.open("wb") as file:
+            for number in range(mib):
+                piece = number.to_bytes(4, "big") + block[4:]
+                hasher.update(piece)
+                file.write(piece)
+        self.digest = f"sha256:{hasher.hexdigest()}"
         self.small = os.urandom(4096)
         self.small_digest = f"sha256:{hashlib.sha256(self.small).hexdigest()}"
         described = {"mediaType": "application/octet-stream", "digest": self.small_digest, "size": len(self.small)}
@@ -181,84 +101,123 @@ class Content:
             {"schemaVersion": 2, "mediaType": IMAGE, "config": described, "layers": [described] * 3}
         ).encode()
 
-    def push(self, peer: Peer, directory: Path) -> None:
-        if peer.name == "nginx":
-            for path, data in (
-                (f"blobs/{self.digest}", self.blob),
-                (f"blobs/{self.small_digest}", self.small),
-                ("manifests/t1", self.manifest),
-            ):
-                file = directory / "nginx" / "root" / "v2/team/app" / path
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(data)
+    def push(self, registry: Registry) -> None:
+        """Put it there, by HTTP where it is taken."""
+        if not registry.is_registry:
+            root = registry.directory / "root" / "v2/team/app"
+            (root / "blobs").mkdir(parents=True)
+            (root / "manifests").mkdir()
+            shutil.copy(self.file, root / "blobs" / self.digest)
+            (root / "blobs" / self.small_digest).write_bytes(self.small)
+            (root / "manifests" / "t1").write_bytes(self.manifest)
             return
-        for data, digest in ((self.small, self.small_digest), (self.blob, self.digest)):
-            location = upload_location(peer)
-            request = urllib.request.Request(f"{location}digest={digest}", data=data, method="PUT")
-            request.add_header("Content-Type", "application/octet-stream")
-            urllib.request.urlopen(request)
-        for i in range(100):
-            request = urllib.request.Request(peer.url(f"/v2/team/app/manifests/t{i}"), data=self.manifest, method="PUT")
+        upload(registry, self.file, self.digest)
+        location = upload_location(registry)
+        request = urllib.request.Request(f"{location}digest={self.small_digest}", data=self.small, method="PUT")
+        request.add_header("Content-Type", "application/octet-stream")
+        urllib.request.urlopen(request)
+        for number in range(100):
+            request = urllib.request.Request(
+                registry.url(f"/v2/team/app/manifests/t{number}"), data=self.manifest, method="PUT"
+            )
             request.add_header("Content-Type", IMAGE)
             urllib.request.urlopen(request)
 
 
-def upload_location(peer: Peer) -> str:
-    request = urllib.request.Request(peer.url("/v2/team/app/blobs/uploads/"), data=b"", method="POST")
-    location = str(urllib.request.urlopen(request).headers["Location"])
-    location = location if location.startswith("http") else peer.url(location)
+def upload_location(registry: Registry) -> str:
+    """A new upload, as a URL to append parameters to."""
+    request = urllib.request.Request(registry.url("/v2/team/app/blobs/uploads/"), data=b"", method="POST")
+    return _absolute(registry, str(urllib.request.urlopen(request).headers["Location"]))
+
+
+def _absolute(registry: Registry, location: str) -> str:
+    location = location if location.startswith("http") else registry.url(location)
     return location + ("&" if "?" in location else "?")
 
 
-def wrk(peer: Peer, path: str, connections: int, seconds: int) -> float:
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "-H", f"Accept: {IMAGE}", peer.url(path)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    if "Non-2xx" in text:
-        raise RuntimeError(f"{peer.name} {path}: {text}")
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1])  # type: ignore[index]
+def upload(registry: Registry, file: Path, digest: str, *, chunked: bool = False) -> None:
+    """Push a blob as clients do it: monolithic, or docker's one chunked PATCH."""
+    location = upload_location(registry)
+    kind = ["-H", "Content-Type: application/octet-stream"]
+    if chunked:
+        headers = subprocess.run(
+            ["curl", "-sf", "-D-", "-X", "PATCH", "-H", "Transfer-Encoding: chunked", *kind, "-T", file, location[:-1]],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        location = _absolute(registry, re.search(r"(?i)^location: (\S+)", headers, re.MULTILINE)[1])  # type: ignore[index]
+        subprocess.run(["curl", "-sf", "-X", "PUT", "-d", "", f"{location}digest={digest}"], check=True)
+    else:
+        subprocess.run(["curl", "-sf", *kind, "-T", file, f"{location}digest={digest}"], check=True)
 
 
-def ab_head(peer: Peer, path: str, connections: int) -> float:
-    command = ["ab", "-q", "-k", "-i", "-n", "20000", "-c", str(connections), "-H", f"Accept: {IMAGE}", peer.url(path)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def wrk(registry: Registry, path: str, connections: int, seconds: int) -> float:
+    """Requests a second."""
+    return float(re.search(r"Requests/sec:\s+([\d.]+)", _wrk(registry, path, connections, seconds))[1])  # type: ignore[index]
+
+
+def _wrk(registry: Registry, path: str, connections: int, seconds: int) -> str:
+    text = subprocess.run(
+        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--latency", "-H", f"Accept: {IMAGE}", registry.url(path)],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
     if "Non-2xx" in text:
-        raise RuntimeError(f"{peer.name} {path}: {text}")
+        raise RuntimeError(f"{registry.name} {path}: {text}")
+    return text
+
+
+def ab_head(registry: Registry, path: str, connections: int) -> float:
+    """Requests a second."""
+    text = subprocess.run(
+        ["ab", "-q", "-k", "-i", "-n", "20000", "-c", f"{connections}", "-H", f"Accept: {IMAGE}", registry.url(path)],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    if "Non-2xx" in text:
+        raise RuntimeError(f"{registry.name} {path}: {text}")
     return float(re.search(r"Requests per second:\s+([\d.]+)", text)[1])  # type: ignore[index]
 
 
-def get(peer: Peer, path: str, content: Content, ranges: int) -> float:
-    size = len(content.blob)
-    step = size // ranges
+def get(registry: Registry, path: str, content: Content, connections: int, *, parts: bool = False) -> float:
+    """MB/s over all connections, each with the whole blob or a part."""
+    step = content.size // connections
+    ranges = [["-r", f"{i * step}-{(i + 1) * step - 1}"] if parts else [] for i in range(connections)]
     began = time.perf_counter()
-    running = [
-        subprocess.Popen(["curl", "-sf", "-o", "/dev/null", "-r", f"{i * step}-{(i + 1) * step - 1}", peer.url(path)])
-        for i in range(ranges)
-    ]
-    if any(process.wait() for process in running):
-        raise RuntimeError(f"{peer.name}: a download failed")
-    return size / (time.perf_counter() - began) / 1e6
+    running = [subprocess.Popen(["curl", "-sf", "-o", "/dev/null", *part, registry.url(path)]) for part in ranges]
+    if [process for process in running if process.wait()]:
+        raise RuntimeError(f"{registry.name}: a download failed")
+    return content.size * (1 if parts else connections) / (time.perf_counter() - began) / 1e6
 
 
-def put(peer: Peer, file: Path, content: Content, *, chunked: bool = False) -> float | None:
-    """One push of the blob, as the clients do it: monolithic, or docker's one chunked PATCH."""
-    if peer.name == "nginx":
+def put(registry: Registry, content: Content, *, chunked: bool = False) -> float | None:
+    """MB/s of a push of what is not there."""
+    if not registry.is_registry:
         return None
-    request = urllib.request.Request(peer.url(f"/v2/team/app/blobs/{content.digest}"), method="DELETE")
-    urllib.request.urlopen(request)
-    location = upload_location(peer)
+    forget(registry, content)
     began = time.perf_counter()
-    if chunked:
-        headers = subprocess.run(
-            ["curl", "-sf", "-D-", "-X", "PATCH", "-H", "Transfer-Encoding: chunked", "-T", str(file), location[:-1]],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-        location = re.search(r"(?i)^location: (\S+)", headers, re.MULTILINE)[1]  # type: ignore[index]
-        location = location if location.startswith("http") else peer.url(location)
-        location += "&" if "?" in location else "?"
-        subprocess.run(["curl", "-sf", "-X", "PUT", "-d", "", f"{location}digest={content.digest}"], check=True)
-    else:
-        subprocess.run(["curl", "-sf", "-T", str(file), f"{location}digest={content.digest}"], check=True)
-    return len(content.blob) / (time.perf_counter() - began) / 1e6
+    upload(registry, content.file, content.digest, chunked=chunked)
+    return content.size / (time.perf_counter() - began) / 1e6
+
+
+def forget(registry: Registry, content: Content) -> None:
+    """Delete the large blob."""
+    request = urllib.request.Request(registry.url(f"/v2/team/app/blobs/{content.digest}"), method="DELETE")
+    urllib.request.urlopen(request)
+
+
+def p99_beside_push(registry: Registry, path: str, content: Content, args: argparse.Namespace) -> float | None:
+    """Milliseconds that 99 of 100 manifest GETs stay below while the large blob is pushed."""
+    if not registry.is_registry:
+        return None
+    forget(registry, content)
+    location = upload_location(registry)
+    kind = ["-H", "Content-Type: application/octet-stream"]
+    pushing = subprocess.Popen(["curl", "-sf", *kind, "-T", content.file, f"{location}digest={content.digest}"])
+    try:
+        text = _wrk(registry, path, 64, args.seconds)
+    finally:
+        if pushing.wait():
+            raise RuntimeError(f"{registry.name}: the push failed")
+    number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", text).groups()  # type: ignore[union-attr]
+    return float(number) * {"us": 0.001, "ms": 1, "s": 1000}[unit]
 
 
 if __name__ == "__main__":

@@ -84,6 +84,10 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("[fetch]\ngive_up_s = nan", "seconds above 0"),
         ("[node", "is not TOML"),
         ('[node]\ndatastore_path = ""', "a directory"),
+        ("[node]\nunready_s = -1", "node.unready_s = -1.0: seconds from 0 to 3600"),
+        ('[access_log]\nformat = "xml"', "access_log.format = 'xml': must be one of text, combined, json, off"),
+        ('[access_log]\npath = "a\\u0000b"', "the path of a file"),
+        ('[metrics]\nlisten = ["5001"]', r"metrics.listen = '5001': an address and a port"),
     ],
 )
 def test_a_mistake_names_the_key_and_what_would_be_right(tmp_path: Path, text: str, told: str) -> None:
@@ -118,6 +122,7 @@ def test_every_key_can_come_from_the_environment(tmp_path: Path) -> None:
         "log_level": "error",
         "bootstrappers": f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}",
         "announce_addrs": "/ip4/1.1.1.1/tcp/1",
+        "format": "json",
     }
     values |= {"listen_addrs": "/ip4/127.0.0.1/tcp/9", "trusted_peers": PEER, "listen": "127.0.0.1:1, [::1]:2"}
     values["writers"] = json.dumps([{"repositories": "team/*", "peers": [PEER]}])
@@ -187,7 +192,8 @@ def test_what_is_no_host_and_port_is_told(text: str) -> None:
 
 def test_every_key_is_documented_with_its_default_and_its_name_in_the_environment() -> None:
     text = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text()
-    rows = dict(re.findall(r"^\| `(\w+)` \| .+? \| (.+? \| `\w+`) \|$", text, re.MULTILINE))
+    found = re.findall(r"^\| `(\w+)` \| .+? \| (.+?) \| `(\w+)` \|$", text, re.MULTILINE)
+    rows = {name: (key, shown) for key, shown, name in found}
     default = Config()
     keys = [
         (section, key) for section in default.__struct_fields__ for key in getattr(default, section).__struct_fields__
@@ -195,7 +201,7 @@ def test_every_key_is_documented_with_its_default_and_its_name_in_the_environmen
     assert len(rows) == len(keys)
     for section, key in keys:
         assert f"## `[{section}]`" in text
-        shown, name = rows[key].split(" | ")
-        assert name == f"`IPFSREG_{section}_{key}`".upper()
+        told, shown = rows[f"IPFSREG_{section}_{key}".upper()]
+        assert told == key
         value = getattr(getattr(default, section), key)
         assert shown == ("see below" if value is None else f"`{json.dumps(value)}`")

@@ -46,6 +46,8 @@ class NodeConfig(_Section, frozen=True):
     """Base64 of a libp2p private key; empty: generated once and kept in the datastore."""
     drain_s: float = 20.0
     """Seconds that requests in flight may take to finish after SIGTERM."""
+    unready_s: float = 0.0
+    """Seconds after SIGTERM in which requests are still taken while `/readyz` says no: for load balancers to notice."""
 
 
 class P2pConfig(_Section, frozen=True):
@@ -124,6 +126,22 @@ class FetchConfig(_Section, frozen=True):
     """Go on fetching a blob when the client that asked for it has gone."""
 
 
+class AccessLogConfig(_Section, frozen=True):
+    """`[access_log]`: a line for each HTTP request."""
+
+    format: typing.Literal["text", "combined", "json", "off"] = "text"
+    """`text` obeys `node.log_level`: at `warning` there are no such lines."""
+    path: str = ""
+    """A file to append to. Empty: standard error."""
+
+
+class MetricsConfig(_Section, frozen=True):
+    """`[metrics]`: what Prometheus asks for."""
+
+    listen: tuple[str, ...] = ()
+    """Where `/metrics`, `/healthz` and `/readyz` are answered, without a password. Empty: nowhere."""
+
+
 class Config(_Section, frozen=True):
     """The whole file."""
 
@@ -133,6 +151,8 @@ class Config(_Section, frozen=True):
     registry: RegistryConfig = RegistryConfig()
     http: HttpConfig = HttpConfig()
     fetch: FetchConfig = FetchConfig()
+    access_log: AccessLogConfig = AccessLogConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
     @property
     def is_private(self) -> bool:
@@ -289,14 +309,20 @@ def _check(config: Config) -> None:
     if not config.http.listen:
         raise ConfigError("http.listen", [], 'at least one address and port, as ["127.0.0.1:5000"]')
     _check_listen(config.http)
+    for address in config.metrics.listen:
+        parse_host_port("metrics.listen", address)
+    if "\0" in config.access_log.path:
+        raise ConfigError("access_log.path", config.access_log.path, "the path of a file")
     for key in ("patience_s", "give_up_s"):
         value = getattr(config.fetch, key)
         if not 0 < value <= 86400:
             raise ConfigError(f"fetch.{key}", value, "seconds above 0 and at most 86400")
     if not 0 <= config.registry.wait_heads_s <= 3600:
         raise ConfigError("registry.wait_heads_s", config.registry.wait_heads_s, "seconds from 0 to 3600")
-    if not 0 <= config.node.drain_s <= 3600:
-        raise ConfigError("node.drain_s", config.node.drain_s, "seconds from 0 to 3600")
+    for key in ("drain_s", "unready_s"):
+        value = getattr(config.node, key)
+        if not 0 <= value <= 3600:
+            raise ConfigError(f"node.{key}", value, "seconds from 0 to 3600")
     if not config.node.datastore_path or "\0" in config.node.datastore_path:
         raise ConfigError("node.datastore_path", config.node.datastore_path, "must be a directory")
     if "\0" in config.p2p.protector_key:

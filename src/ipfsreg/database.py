@@ -11,6 +11,7 @@ fifty, and WAL readers never wait for the writer.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ import outcome
 import trio
 
 from ipfsreg.errors import StoreDamaged, StoreError, StoreFull
+from ipfsreg.metrics import Histogram
 
 T = TypeVar("T")
 
@@ -29,6 +31,9 @@ MAX_GROUP = 512
 
 MAX_WAL_BYTES = 64 * 1024 * 1024
 """What the write-ahead log is cut back to after a transaction that needed more."""
+
+COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+"""Bounds of the time for one transaction, its fsync included."""
 
 _FULL = {"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"}
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
@@ -74,6 +79,14 @@ class Database:
             self._writer.close()
             raise
         self._reader.execute("PRAGMA query_only = 1")
+        self._path = path
+        self._aside: sqlite3.Connection | None = None
+        self._aside_thread = trio.CapacityLimiter(1)
+        self.commit_seconds = Histogram(COMMIT_SECONDS)
+        self.writes = 0
+        """Writes that were asked for and ran."""
+        self.failed_commits = 0
+        """Transactions that were lost, to a full disk for example."""
         self._waiting: list[_Write[Any]] = []
         self._wake = trio.Event()
         self._closing = False
@@ -88,6 +101,28 @@ class Database:
             return Rows(self._reader.execute(sql, parameters).fetchall())
         except sqlite3.Error as error:
             raise _named(error) from error
+
+    async def count(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Run one SELECT beside everything else: a worker thread on a connection of its own, one at a time.
+
+        For what walks over many rows and gives few. Raises StoreDamaged, StoreError.
+        """
+
+        def run() -> list[tuple[Any, ...]]:
+            if self._aside is None:
+                self._aside = _connect(self._path)
+                self._aside.execute("PRAGMA query_only = 1")
+            return self._aside.execute(sql, parameters).fetchall()
+
+        try:
+            return await trio.to_thread.run_sync(run, limiter=self._aside_thread)
+        except sqlite3.Error as error:
+            raise _named(error) from error
+
+    @property
+    def waiting_writes(self) -> int:
+        """Writes the disk has not come to yet."""
+        return len(self._waiting)
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run *work* in the writer thread inside a transaction; on return its effect survives a power cut.
@@ -158,7 +193,10 @@ class Database:
                 await self._wake.wait()
                 continue
             group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
+            began = time.perf_counter()
             results = await trio.to_thread.run_sync(self._run_group, group, limiter=thread)
+            self.commit_seconds.observe(time.perf_counter() - began)
+            self.writes += len(group)
             for write, result in zip(group, results, strict=True):
                 write.result = result
                 write.done.set()
@@ -171,12 +209,15 @@ class Database:
             db.execute("COMMIT")
         except sqlite3.Error as error:
             # Nothing of the group remains, and whoever thinks it succeeded must learn that.
+            self.failed_commits += 1
             if db.in_transaction:
                 db.execute("ROLLBACK")
             return [outcome.Error(_named(error)) for _ in group]
         return results
 
     def _close(self) -> None:
+        if self._aside is not None:
+            self._aside.close()
         self._reader.close()
         self._writer.close()
 

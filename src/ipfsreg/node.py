@@ -14,7 +14,7 @@ import fcntl
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from ipfsreg.database import open_database
 from ipfsreg.dht.service import open_dht
 from ipfsreg.dht.settings import DhtSettings
 from ipfsreg.errors import AlreadyRunning, ConfigError, MalformedData, NetworkError
+from ipfsreg.http.accesslog import AccessLog, open_access_log
 from ipfsreg.http.admin import make_admin
 from ipfsreg.http.app import make_app
 from ipfsreg.http.connection import ServerSettings
@@ -40,6 +41,8 @@ from ipfsreg.http.reloading import Reloaded, Reloads, open_reloads
 from ipfsreg.http.server import open_server
 from ipfsreg.http.tls import Tls
 from ipfsreg.ipld.cid import Cid
+from ipfsreg.monitoring.health import Health, open_health
+from ipfsreg.monitoring.parts import Parts
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName, Tag, parse_repository, parse_tag
 from ipfsreg.p2p.addresses import split_peer
@@ -353,6 +356,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         StoreDamaged: the datastore's database cannot be read.
     """
     started_at = trio.current_time()
+    parts = Parts()
     directory = Path(config.node.datastore_path)
     psk = psk_of(config)
     bootstrappers = _peer_infos(config.bootstrappers)
@@ -363,6 +367,10 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         replica_settings = _replica_settings(config, identity.peer_id)
         database = await stack.enter_async_context(open_database(directory / "node.db"))
         store, blobs = await stack.enter_async_context(open_blobstore(directory, database))
+        parts.database, parts.blobs = database, blobs
+        parts.access_log = await stack.enter_async_context(_open_access_log(config))
+        health = await stack.enter_async_context(open_health(parts))
+        await stack.enter_async_context(_open_metrics(config, parts, health))
         logger.info("datastore %s", directory)
         logger.info("peer ID %s", identity.peer_id)
         network = NetworkSettings(
@@ -378,12 +386,14 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         dht = await stack.enter_async_context(open_dht(host, database, DhtSettings(private=psk is not None)))
         exchange = BitswapSettings(patience_s=config.fetch.patience_s)
         bitswap = await stack.enter_async_context(open_bitswap(host, store, dht, exchange))
+        parts.host, parts.topic, parts.bitswap = host, topic, bitswap
         if config.p2p.mdns:
             await stack.enter_async_context(_open_lan(host, None if psk is None else fingerprint(psk)))
         redial = await stack.enter_async_context(open_redial(host, bootstrappers, remembered=host.remembered))
         replica = await stack.enter_async_context(
             open_replica(database, store, bitswap, topic, replica_settings, signer=host, network=host)
         )
+        parts.replica = replica
         await _tell_bootstrappers(redial)
         await replica.wait_synced()
         logger.info("replica ready, %d heads at height %d", len(replica.heads()), replica.status().height)
@@ -404,6 +414,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
                 ),
             )
         )
+        parts.registry = registry
         reloaded = [Reloaded(tls.paths, tls.reload)] if tls is not None else []
         reloads = await stack.enter_async_context(open_reloads(reloaded))
         node = Node(config, host, redial, topic, blobs, bitswap, replica, registry, reloads, started_at)
@@ -412,11 +423,20 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         await stack.enter_async_context(open_server(admin, listen=[door], settings=ServerSettings(drain_s=1.0)))
         front = ServerSettings(drain_s=config.node.drain_s)
         server = await stack.enter_async_context(
-            open_server(make_app(registry), listen=config.http.listen, settings=front, tls=tls)
+            open_server(
+                health.answering(make_app(registry)),
+                listen=config.http.listen,
+                settings=front,
+                tls=tls,
+                access_log=parts.access_log,
+            )
         )
+        parts.front = server
         for url in server.urls:
             logger.info("registry at %s", url)
         yield node
+        parts.stopping = True
+        await trio.sleep(config.node.unready_s)
         logger.info("stopping: no new requests, %d connections to finish", server.connections)
 
 
@@ -430,6 +450,25 @@ def _tls_of(config: Config) -> Tls | None:
             missing, "", f"a certificate and its key belong together; the other is {certificate or key!r}"
         )
     return None
+
+
+def _open_access_log(config: Config) -> AbstractAsyncContextManager[AccessLog | None]:
+    settings = config.access_log
+    silent = settings.format == "text" and config.node.log_level in ("warning", "error")
+    return open_access_log("off" if silent else settings.format, Path(settings.path) if settings.path else None)
+
+
+@asynccontextmanager
+async def _open_metrics(config: Config, parts: Parts, health: Health) -> AsyncIterator[None]:
+    if not config.metrics.listen:
+        yield
+        return
+    from ipfsreg.monitoring.door import open_watch_door  # here, because it costs a tenth of a second and is often off
+
+    async with open_watch_door(config.metrics.listen, parts, health) as server:
+        for place in server.places:
+            logger.info("metrics at http://%s/metrics", place)
+        yield
 
 
 @asynccontextmanager

@@ -609,14 +609,52 @@ async def test_stopping_does_not_wait_for_ever(autojump_clock: MockClock) -> Non
     await stream.aclose()
 
 
-async def test_each_request_is_a_line_in_the_access_log(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "ipfsreg.http.access")
-    async with serving() as (_, client):
-        await client.request("GET", "/v2/", {"User-Agent": "docker/28"})
+async def test_the_tally_counts_requests_and_their_bytes_by_method_route_and_status() -> None:
+    async def handler(request: Request) -> Response:
+        request.route = "thing"
+        return await echo(request)
+
+    async with open_server(handler, listen=HERE) as server, connect_http(server.places[0]) as client:
+        sent = b"PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000)
+        await client.send(sent)
+        assert (await client.receive()).status == 200
+        await client.request("GET", "/y")
         await trio.testing.wait_all_tasks_blocked()
-    (record,) = (record for record in caplog.records if record.name == "ipfsreg.http.access")
-    assert "GET /v2/ -> 200" in record.getMessage()
-    assert record.__dict__["user_agent"] == "docker/28"
+        rows = {(method, route, status): row for method, route, status, row in server.tally.rows()}
+    assert set(rows) == {("PUT", "thing", 200), ("GET", "thing", 200)}
+    put = rows["PUT", "thing", 200]
+    assert (put.count, put.received, sum(put.seconds.counts)) == (1, len(sent), 1)
+    assert 100_000 < put.sent < 101_000
+    assert rows["GET", "thing", 200].received < 100
+
+
+async def test_what_is_no_request_and_whoever_goes_away_is_tallied_too() -> None:
+    async def handler(request: Request) -> Response:
+        return Response(200, (), str(len(await request.body.read_all(100))).encode())
+
+    async with open_server(handler, listen=HERE) as server:
+        for nonsense in (b"GET / HTTP/1.1\r\n\r\n", b"\x00\x01\r\n\r\n", b"\x16\x03\x01"):
+            async with connect_http(server.places[0]) as client:
+                await client.send(nonsense)
+                await client.receive_end()
+        async with connect_http(server.places[0]) as client:
+            await client.send(b"PROPFIND / HTTP/1.1\r\nHost: h\r\n\r\n")
+            await client.receive()
+        async with connect_http(server.places[0]) as client:
+            await client.send(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc")
+        await server.drain()
+        counts = {(method, route, status): row.count for method, route, status, row in server.tally.rows()}
+    assert counts == {("other", "none", 400): 3, ("other", "none", 200): 1, ("PUT", "none", 499): 1}
+
+
+async def test_connections_without_room_are_tallied() -> None:
+    async with open_server(ignore_body, listen=HERE, settings=ServerSettings(max_connections=1)) as server:
+        async with connect_http(server.places[0]) as busy:
+            await busy.send(b"GET / HT")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            async with connect_http(server.places[0]) as client:
+                assert (await client.receive()).status == 503
+        assert server.tally.turned_away == 1
 
 
 async def test_mangled_requests_never_trouble_the_server(caplog: pytest.LogCaptureFixture) -> None:

@@ -58,6 +58,11 @@ class Asking:
         return self._wanted.counters
 
     @property
+    def wants(self) -> int:
+        """Blocks that are wanted of peers now."""
+        return len(self._wanted.goals)
+
+    @property
     def news(self) -> dict[PeerId, None]:
         """Peers that have to be told something; the caller takes it away."""
         return self._wanted.news

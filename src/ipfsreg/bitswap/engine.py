@@ -52,6 +52,11 @@ class Engine:
         """What was moved until now."""
         return self._asking.counters
 
+    @property
+    def wants(self) -> int:
+        """Blocks that are wanted of peers now."""
+        return self._asking.wants
+
     # ---------------------------------------------------------------- peers
 
     def connected(self, peer: PeerId, now: float) -> list[Event]:

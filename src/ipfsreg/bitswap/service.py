@@ -116,7 +116,7 @@ class Bitswap:
 
     def status(self) -> dict[str, int]:
         """What it does and has done, for the operator."""
-        return {"sessions": len(self._sessions), **asdict(self.engine.counters)}
+        return {"sessions": len(self._sessions), "wants": self.engine.wants, **asdict(self.engine.counters)}
 
     # ------------------------------------------------------------- fetching
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from ipfsreg.blockstore.disk import named, naming_errors, read_at
-from ipfsreg.blockstore.index import INLINE, INLINE_BYTES, BlobRow
+from ipfsreg.blockstore.index import INLINE, INLINE_BYTES, BlobRow, Census
 from ipfsreg.blockstore.interface import BlobFile, BlobInfo
 from ipfsreg.blockstore.partial import DiskPartial, PartialBook
 from ipfsreg.blockstore.shelf import Shelf
@@ -21,6 +21,7 @@ from ipfsreg.blockstore.uploads import DiskUpload, UploadBook, leaves_of
 from ipfsreg.errors import BlobUnknown, DigestMismatch, SizeInvalid, StoreDamaged
 from ipfsreg.ipld.block import Block
 from ipfsreg.ipld.cid import Cid
+from ipfsreg.metrics import Histogram
 from ipfsreg.oci.digest import Digest
 
 
@@ -124,6 +125,30 @@ class DiskBlobStore:
 
     def blobs(self) -> Iterator[BlobInfo]:
         return self._shelf.index.blobs(whole=True)
+
+    # ---------------------------------------------------- for the operator
+
+    async def census(self) -> Census:
+        """Count what is here, beside the event loop. Raises StoreError."""
+        return await self._shelf.index.census()
+
+    async def room(self) -> tuple[int, int]:
+        """Bytes that can still be written, and bytes the file system holds in all. Raises StoreError."""
+        return await trio.to_thread.run_sync(self._shelf.disk.room)
+
+    async def try_to_write(self) -> None:
+        """Write a small file and take it away. Raises StoreFull, StoreError."""
+        await trio.to_thread.run_sync(self._shelf.disk.try_to_write)
+
+    @property
+    def publish_seconds(self) -> Histogram:
+        """How long it took to make files of blobs survive a power cut."""
+        return self._shelf.disk.publish_seconds
+
+    @property
+    def open_uploads(self) -> int:
+        """Pushes under way that somebody has written to since the start."""
+        return len(self._uploads)
 
     # ---------------------------------------------------- becoming a blob
 

@@ -88,6 +88,18 @@ class LeafPlace:
     leaf: Leaf
 
 
+@dataclass(frozen=True, slots=True)
+class Census:
+    """What is in a store, counted."""
+
+    blobs: dict[int, tuple[int, int]]
+    """By state: how many, and their bytes; of arriving ones the bytes they will have."""
+    leaves: int
+    """Blocks that lie in files of blobs."""
+    small_blocks: int
+    """Blocks in the database."""
+
+
 def put_blocks_in(db: sqlite3.Connection, blocks: Sequence[Block]) -> None:
     """Keep *blocks* as put, in the transaction *db* is in."""
     db.executemany(
@@ -107,6 +119,14 @@ class Index:
         """Bring the tables up to date."""
         await database.prepare("blockstore", _STEPS)
         return cls(database)
+
+    async def census(self) -> Census:
+        """Count everything, beside the event loop: a fraction of a second for a million blocks. Raises StoreError."""
+        blobs = await self._database.count("SELECT state, count(*), sum(size) FROM blobs GROUP BY state")
+        ((leaves, small),) = await self._database.count(
+            "SELECT (SELECT count(*) FROM leaves), (SELECT count(*) FROM small_blocks)"
+        )
+        return Census({state: (count, size) for state, count, size in blobs}, leaves, small)
 
     def blob(self, digest: Digest) -> BlobRow | None:
         """The blob, in whatever state."""

@@ -129,6 +129,9 @@ class UploadBook:
         self._shelf = shelf
         self._open: dict[str, DiskUpload] = {}
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     async def create(self, algorithm: str) -> DiskUpload:
         """Begin one. Raises StoreFull."""
         upload_id = secrets.token_hex(16)

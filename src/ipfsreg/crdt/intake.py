@@ -82,6 +82,11 @@ class Intake:
         """Whether every node that came is in the tables."""
         return not self._arrivals and not self._writing
 
+    @property
+    def has_tips(self) -> bool:
+        """Whether announced nodes wait that no transaction has taken yet."""
+        return bool(self._tips)
+
     async def add_arrival(self, arrival: Arrival) -> None:
         """Bring a fetched node; waits while the disk is behind."""
         while self._waiting_bytes > MAX_WAITING_BYTES:

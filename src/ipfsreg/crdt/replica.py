@@ -40,6 +40,7 @@ from ipfsreg.crdt.writers import EVERYBODY, Writers
 from ipfsreg.database import Database
 from ipfsreg.errors import Denied, IpfsregError, MalformedData, StoreError
 from ipfsreg.ipld.cid import Cid
+from ipfsreg.metrics import Histogram
 from ipfsreg.p2p.interface import Network
 from ipfsreg.peer_id import PeerId
 from ipfsreg.pubsub.interface import MessagesDropped, PeerJoined, Topic, TopicEvent, TopicMessage
@@ -52,6 +53,12 @@ MAX_HEADS_HEARD = 4096
 ANNOUNCEMENT_GAP_S = 0.02
 """Between two announcements: a hundred writes a second are not a hundred messages."""
 
+
+MERGE_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+"""Bounds of the time from hearing of a head to having all below it."""
+
+MAX_TIMED = 4096
+"""Announced heads whose time is taken."""
 
 WRITE_RETRY_S = 1.0
 """Pause after a transaction that failed: a full disk does not get emptier by trying."""
@@ -134,6 +141,9 @@ class Replica:
         self._height = first.height
         self._tips_left = first.tips_left
         self._last_merge_at: float | None = None
+        self._announced_at: dict[bytes, float] = {}
+        self.merge_seconds = Histogram(MERGE_SECONDS)
+        """How long it took from hearing of a head to having all below it."""
         self._changed = trio.Event()
         self._met = trio.Event()
         self._heard = trio.Event()
@@ -197,6 +207,25 @@ class Replica:
             last_merge_at=self._last_merge_at,
         )
 
+    @property
+    def height(self) -> int:
+        """Of the DAG's highest head."""
+        return self._height
+
+    @property
+    def last_merge_at(self) -> float | None:
+        """Unix time of the last change of a name since the start."""
+        return self._last_merge_at
+
+    @property
+    def oldest_wait_s(self) -> float:
+        """How long the longest-awaited of the announced heads has been waited for; 0 where none is."""
+        return trio.current_time() - min(self._announced_at.values()) if self._announced_at else 0.0
+
+    async def tally(self) -> state.Tally:
+        """Counts of what is there, made beside the event loop. Raises StoreError."""
+        return await state.tally_beside(self._database)
+
     def quarantined(self) -> list[tuple[Cid, str]]:
         """The nodes that do not count, the latest first, each with the rule it breaks."""
         return [(node_cid(multihash), fault) for multihash, fault in state.quarantined_nodes(self._database)]
@@ -251,6 +280,7 @@ class Replica:
             logger.warning("node %s writes %s, which its author may not: it does not count", node_cid(multihash), key)
         if outcome.changes:
             self._last_merge_at = time.time()
+        self._take_time(outcome)
         self._feed.publish(outcome.changes)
         batch.finish()
         if outcome.written:
@@ -260,6 +290,18 @@ class Replica:
             self._intake.again()
         self._changed.set()
         self._changed = trio.Event()
+
+    def _take_time(self, outcome: state.Outcome) -> None:
+        """See which of the announced heads are merged: those that are heads now, and all when none is wanted."""
+        if not self._announced_at:
+            return
+        now = trio.current_time()
+        if not outcome.tips_left and not self._intake.has_tips:
+            merged = list(self._announced_at)
+        else:
+            merged = [head.multihash for head in outcome.heads if head.multihash in self._announced_at]
+        for multihash in merged:
+            self.merge_seconds.observe(now - self._announced_at.pop(multihash))
 
     # ---------------------------------------------------------------- gossip
 
@@ -299,6 +341,8 @@ class Replica:
                 if head.multihash not in ours:
                     self._herald.greet(now=trio.current_time(), newcomer=False)
             elif known != state.VOID and self._intake.add_tip(head.multihash):
+                if len(self._announced_at) < MAX_TIMED:
+                    self._announced_at.setdefault(head.multihash, trio.current_time())
                 self._walker.want(head.multihash, dict.fromkeys((message.received_from, message.author)))
                 if known == state.STORED:
                     self._walker.hint(message.author)

@@ -551,20 +551,22 @@ class Tally:
     withheld: int
 
 
+_TALLY = (
+    "SELECT count, (SELECT count(*) FROM crdt_nodes WHERE state = 1), (SELECT count(*) FROM crdt_tips),"
+    " (SELECT count(*) FROM crdt_nodes WHERE fault IS NOT NULL),"
+    " (SELECT count(*) FROM crdt_elements WHERE withheld = 1) FROM crdt_counts WHERE name = 'names'"
+)
+
+
 def tally(database: Database) -> Tally:
     """Count what is there."""
+    return Tally(*database.read(_TALLY).fetchone())
 
-    def one(sql: str) -> int:
-        count: int = database.read(sql).fetchone()[0]
-        return count
 
-    return Tally(
-        one("SELECT count FROM crdt_counts WHERE name = 'names'"),
-        one("SELECT count(*) FROM crdt_nodes WHERE state = 1"),
-        one("SELECT count(*) FROM crdt_tips"),
-        one("SELECT count(*) FROM crdt_nodes WHERE fault IS NOT NULL"),
-        one("SELECT count(*) FROM crdt_elements WHERE withheld = 1"),
-    )
+async def tally_beside(database: Database) -> Tally:
+    """The same in a worker thread."""
+    (row,) = await database.count(_TALLY)
+    return Tally(*row)
 
 
 def withheld_values(database: Database, limit: int = 1000) -> list[tuple[str, bytes, bytes | None]]:

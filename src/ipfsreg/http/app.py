@@ -37,6 +37,24 @@ _HANDLERS: dict[type[paths.Action], Callable[[Registry, Request, Any], Awaitable
     paths.DeleteManifest: manifests.delete_manifest,
 }
 
+_ROUTES: dict[type[paths.Action], str] = {
+    paths.Ping: "ping",
+    paths.ListRepositories: "catalog",
+    paths.ListTags: "tags",
+    paths.ListReferrers: "referrers",
+    paths.GetBlob: "blob",
+    paths.DeleteBlob: "blob",
+    paths.StartUpload: "uploads",
+    paths.GetUpload: "upload",
+    paths.AppendUpload: "upload",
+    paths.FinishUpload: "upload",
+    paths.CancelUpload: "upload",
+    paths.GetManifest: "manifest",
+    paths.PutManifest: "manifest",
+    paths.DeleteManifest: "manifest",
+}
+"""What the books call them."""
+
 
 def make_app(registry: Registry) -> Handler:
     """The handler that serves *registry* by distribution-spec 1.1 and its development additions."""
@@ -44,6 +62,7 @@ def make_app(registry: Registry) -> Handler:
     async def answer(request: Request) -> Response:
         try:
             action = paths.parse_action(request.method, request.path, request.query)
+            request.route = _ROUTES[type(action)]
             if isinstance(action, paths.Ping):
                 return _PONG
             await heed_heads(registry, request)

@@ -35,7 +35,6 @@ from ipfsreg.http.wire import PlainHttp, TlsWire, WantsRead, WantsWrite, Wire
 from ipfsreg.registry.interface import FileRange, Piece
 
 logger = logging.getLogger(__name__)
-access_logger = logging.getLogger("ipfsreg.http.access")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -105,6 +104,12 @@ class Registrar(Protocol):
     def note_handshake(self, connection: Connection) -> None:
         """*connection* is at its TLS handshake: it may be closed at any time, until it is noted idle or busy."""
 
+    def note_answered(self, request: Request, status: int, received: int, sent: int, took_s: float) -> None:
+        """*request* is over: this many bytes came and went for it, heads included, in this time."""
+
+    def note_refused(self, status: int) -> None:
+        """What a client sent was no request."""
+
 
 class _Patience:
     """How long one direction of a body may still keep us waiting."""
@@ -150,6 +155,8 @@ class Connection:
         self._invitation_due = False
         self._received = 0
         self._sent = 0
+        self._accounted = 0
+        """Of the bytes received, those of earlier requests."""
         self._read_patience = _Patience(settings)
         self._write_patience = _Patience(settings)
 
@@ -247,9 +254,10 @@ class Connection:
                 used = parser.feed(data)
                 if used is not None:
                     self._rest = data[used:]
-                    self._phase = Phase.REQUEST
                     self._scope.deadline = float("inf")
-                    return parser.take()
+                    head = parser.take()
+                    self._phase = Phase.REQUEST
+                    return head
             data = await self._receive_some()
             if not data:
                 return None
@@ -279,6 +287,7 @@ class Connection:
             if not waited:
                 # A client that is always ahead of us must not keep the others waiting.
                 await trio.lowlevel.checkpoint()
+            self._received += len(data)
             return data
 
     # ---------------------------------------------------------------- the body (body.Receiver)
@@ -351,7 +360,9 @@ class Connection:
             raise
         finally:
             await request.release()
-            _log_access(request, status, self._sent - sent_before, time.perf_counter() - began)
+            received, self._accounted = self._received - self._accounted, self._received
+            sent, took_s = self._sent - sent_before, time.perf_counter() - began
+            self._registrar.note_answered(request, status, received, sent, took_s)
         if not body.exhausted:
             if not keep:
                 await self._linger()
@@ -477,6 +488,8 @@ class Connection:
         The version is 1.0: to a TLS client anything that begins with `HTTP/` says that it came to the wrong port, and
         of a client that speaks neither we know nothing.
         """
+        if self._phase is Phase.HEAD:  # else it is one of the requests, and was noted as one
+            self._registrar.note_refused(refused.status)
         try:
             self._sent += self._socket.send(_refusal(refused))
         except OSError as error:
@@ -532,26 +545,3 @@ def _http_date() -> str:
     if _date[0] != now:
         _date = (now, formatdate(now, usegmt=True))
     return _date[1]
-
-
-def _log_access(request: Request, status: int, sent: int, took_s: float) -> None:
-    if not access_logger.isEnabledFor(logging.INFO):
-        return
-    access_logger.info(
-        "%s %s %s -> %d, %d bytes, %.1f ms",
-        request.peer,
-        request.method,
-        request.target,
-        status,
-        sent,
-        took_s * 1000,
-        extra={
-            "peer": request.peer,
-            "method": request.method,
-            "target": request.target,
-            "status": status,
-            "bytes_sent": sent,
-            "took_ms": round(took_s * 1000, 3),
-            "user_agent": request.headers.get("user-agent", ""),
-        },
-    )

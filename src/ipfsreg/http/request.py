@@ -62,7 +62,7 @@ class Body(Protocol):
 class Request:
     """The head of one request, its body still to be read."""
 
-    __slots__ = ("_kept", "body", "headers", "method", "path", "peer", "query", "target")
+    __slots__ = ("_kept", "body", "headers", "method", "path", "peer", "query", "route", "target", "user")
 
     def __init__(self, method: str, target: str, headers: dict[str, str], body: Body, peer: str) -> None:
         self.method = method
@@ -74,6 +74,10 @@ class Request:
         self.body = body
         self.peer = peer
         """Address the bytes come from, for logs and limits."""
+        self.user = ""
+        """Who it is, where somebody has found that out; "" for anybody."""
+        self.route = ""
+        """What kind of request it is, of a small number of kinds: for the books (`tally`)."""
         self._kept: AsyncExitStack | None = None
 
     async def keep(self, resource: AbstractAsyncContextManager[T]) -> T:

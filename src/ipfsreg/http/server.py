@@ -19,8 +19,11 @@ from contextlib import asynccontextmanager
 import trio
 
 from ipfsreg.errors import ConfigError
+from ipfsreg.http.accesslog import AccessLog
 from ipfsreg.http.connection import Connection, Handler, ServerSettings
 from ipfsreg.http.listen import close_listener, open_listeners, place_of, split_scheme
+from ipfsreg.http.request import Request
+from ipfsreg.http.tally import NO_ROUTE, Tally
 from ipfsreg.http.tls import Tls
 from ipfsreg.http.wire import TlsWire
 
@@ -41,7 +44,11 @@ class Server:
     """A running server."""
 
     def __init__(
-        self, handler: Handler, listeners: list[tuple[socket.socket, Tls | None]], settings: ServerSettings
+        self,
+        handler: Handler,
+        listeners: list[tuple[socket.socket, Tls | None]],
+        settings: ServerSettings,
+        access_log: AccessLog | None = None,
     ) -> None:
         self.places = tuple(place_of(listener) for listener, _ in listeners)
         """Where it listens, with real port numbers."""
@@ -61,6 +68,8 @@ class Server:
         self._open = 0
         self._none_open = trio.Event()
         self.draining = False
+        self.tally = Tally()
+        self._access_log = access_log
 
     @property
     def connections(self) -> int:
@@ -78,6 +87,16 @@ class Server:
         if self._handshaking:
             self._handshaking.pop(connection, None)
         self._idle.pop(connection, None)
+
+    def note_answered(self, request: Request, status: int, received: int, sent: int, took_s: float) -> None:
+        """See `connection.Registrar`."""
+        self.tally.note(request.method, request.route, status, received, sent, took_s)
+        if self._access_log is not None:
+            self._access_log.note(request, status, received, sent, took_s)
+
+    def note_refused(self, status: int) -> None:
+        """See `connection.Registrar`."""
+        self.tally.note("other", NO_ROUTE, status, 0, 0, 0.0)
 
     def note_handshake(self, connection: Connection) -> None:
         """See `connection.Registrar`."""
@@ -113,6 +132,7 @@ class Server:
 
     def _admit(self, sock: socket.socket, peer: str, tls: Tls | None, nursery: trio.Nursery) -> None:
         if self._open >= self._max_connections and not self._close_longest_idle():
+            self.tally.turned_away += 1
             try:
                 if tls is None:  # To a TLS client it would not mean anything.
                     sock.send(_TOO_MANY)
@@ -164,7 +184,12 @@ def _close_first(connections: dict[Connection, None]) -> bool:
 
 @asynccontextmanager
 async def open_server(
-    handler: Handler, *, listen: Sequence[str], settings: ServerSettings | None = None, tls: Tls | None = None
+    handler: Handler,
+    *,
+    listen: Sequence[str],
+    settings: ServerSettings | None = None,
+    tls: Tls | None = None,
+    access_log: AccessLog | None = None,
 ) -> AsyncIterator[Server]:
     """Serve *handler* on every place of *listen* for as long as the block lasts.
 
@@ -176,7 +201,7 @@ async def open_server(
     """
     settings = settings or ServerSettings()
     listeners = await _open_listeners(listen, tls)
-    server = Server(handler, listeners, settings)
+    server = Server(handler, listeners, settings, access_log)
     try:
         async with trio.open_nursery() as serving:
             async with trio.open_nursery() as accepting:

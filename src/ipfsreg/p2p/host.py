@@ -27,7 +27,7 @@ from ipfsreg.p2p.limits import Limits
 from ipfsreg.p2p.listening import reachable_at
 from ipfsreg.p2p.observed import ObservedAddrs
 from ipfsreg.p2p.resolver import Resolver
-from ipfsreg.p2p.swarm import Swarm, open_swarm
+from ipfsreg.p2p.swarm import Swarm, SwarmCounters, open_swarm
 from ipfsreg.peer_id import PeerId
 
 INTERFACES_S = 5.0
@@ -132,6 +132,15 @@ class Host:
                 )
             )
         return found
+
+    @property
+    def counters(self) -> SwarmCounters:
+        """Dials and connections since the start."""
+        return self._swarm.counters
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes received and sent on all connections since the start."""
+        return self._swarm.traffic()
 
     async def connect(self, info: PeerInfo) -> None:
         self.add_addrs(info)

@@ -73,6 +73,20 @@ class _Dial:
     waiters: int = 0
 
 
+@dataclass(slots=True)
+class SwarmCounters:
+    """What happened since the start."""
+
+    dials: int = 0
+    """Peers reached, each at one of its addresses."""
+    failed_dials: int = 0
+    """Peers not reached at any."""
+    inbound: int = 0
+    """Connections that others made to us, as far as their handshake went well."""
+    failed_inbound: int = 0
+    """Sockets that did not become a connection: no key, no handshake in time, no room."""
+
+
 class Swarm:
     """Built only by `open_swarm`."""
 
@@ -105,8 +119,19 @@ class Swarm:
         self._doorstep = Doorstep(limits)
         self._protected: dict[PeerId, set[str]] = {}
         self._closing = False
+        self.counters = SwarmCounters()
+        self._carried: set[Connection] = set()
+        self._past_in = 0
+        self._past_out = 0
 
     # ------------------------------------------------------------------ who is there
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes received and sent on all connections since the start."""
+        return (
+            self._past_in + sum(connection.bytes_in for connection in self._carried),
+            self._past_out + sum(connection.bytes_out for connection in self._carried),
+        )
 
     def peers(self) -> list[PeerId]:
         """Everybody we have a live connection to."""
@@ -223,7 +248,10 @@ class Swarm:
             dial.failure = PeerUnreachable(f"{peer}: {error!r}")
         finally:
             if connection is not None:
+                self.counters.dials += 1
                 self._adopt(connection)
+            else:
+                self.counters.failed_dials += 1
             if self._dials.get(peer) is dial:
                 del self._dials[peer]
             dial.done.set()
@@ -269,12 +297,15 @@ class Swarm:
 
     async def _receive(self, stream: trio.SocketStream, addr: TcpAddr) -> None:
         """One inbound connection, from its first byte to its end."""
+        taken = False
         try:
             async with self._doorstep.admit(stream, addr.host) as visit:
                 with trio.fail_after(self.limits.handshake_s):
                     connection = await self._secure(stream, dialer=False, expected=None, remote_addr=str(addr))
                 visit.finished()
                 if self._has_room_for(connection.peer):
+                    taken = True
+                    self.counters.inbound += 1
                     self._adopt(connection)
                     await self._carry(connection)
                 else:
@@ -292,6 +323,7 @@ class Swarm:
         finally:
             # Already closed in nearly every case; certain now.
             stream.socket.close()
+            self.counters.failed_inbound += not taken
 
     def _has_room_for(self, peer: PeerId) -> bool:
         if peer == self.identity.peer_id or self._closing:
@@ -329,6 +361,7 @@ class Swarm:
     async def _carry(self, connection: Connection) -> None:
         """Pump an adopted connection until it ends."""
         reason: object = "the swarm is closing"
+        self._carried.add(connection)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._take_streams, connection)
@@ -342,6 +375,9 @@ class Swarm:
             self._forget(connection)
             with trio.CancelScope(shield=True):
                 await connection.aclose("the connection is over")
+            self._carried.discard(connection)
+            self._past_in += connection.bytes_in
+            self._past_out += connection.bytes_out
         logger.debug("connection to %s ended: %s", connection.peer.short, reason)
 
     async def _take_streams(self, connection: Connection) -> None:

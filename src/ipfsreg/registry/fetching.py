@@ -297,6 +297,9 @@ class Fetches:
         self._finish_without_client = finish_without_client
         self._running: dict[Digest, Fetch] = {}
 
+    def __len__(self) -> int:
+        return len(self._running)
+
     async def open(self, digest: Digest, link: LinkRecord) -> BlobContent:
         """Join the fetch of a blob, or begin it; return when a peer has given its first block.
 

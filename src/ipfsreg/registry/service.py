@@ -209,6 +209,11 @@ class LocalRegistry:
     ) -> list[Descriptor]:
         return self._manifests.referrers(repository, subject, artifact_type)
 
+    @property
+    def fetches_under_way(self) -> int:
+        """Blobs that are being fetched from peers."""
+        return len(self._fetches)
+
     def count_tags(self) -> tuple[int, int]:
         """How many repositories and how many tags there are. Walks all of them: for status, not for requests."""
         names = self._walk_repositories(1 << 62, "")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import cProfile
-import hashlib
 import json
 import os
 import pstats
@@ -29,7 +28,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import trio
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from ideal import measure_ideal
 
 from ipfsreg.bitswap.service import open_bitswap
 from ipfsreg.errors import BlockNotFound
@@ -151,31 +150,16 @@ async def take(args: argparse.Namespace) -> None:
     report(args, rows)
 
 
-def ideal_bytes_per_s() -> tuple[float, float]:
-    """Of the cipher and the hash, each on one core."""
-    cipher, nonce, data, out = ChaCha20Poly1305(bytes(32)), bytes(12), bytes(65519), bytearray(65535)
-    block = random.Random(0).randbytes(MIB)
-    began = time.perf_counter()
-    for _ in range(2000):
-        cipher.encrypt_into(nonce, data, b"", out)
-    ciphered = 2000 * len(data) / (time.perf_counter() - began)
-    began = time.perf_counter()
-    for _ in range(128):
-        hashlib.sha256(block).digest()
-    return ciphered, 128 * MIB / (time.perf_counter() - began)
-
-
 def report(args: argparse.Namespace, rows: list[tuple[float, float, float]]) -> None:
     took, giver, taker = (statistics.median(column) for column in zip(*rows, strict=True))
     size = args.blocks * args.size
-    ciphered, hashed = ideal_bytes_per_s()
-    ideal = 1 / (1 / ciphered + 1 / hashed)
+    ideal = measure_ideal()
     print(f"{args.blocks} blocks of {args.size} bytes, {args.rounds} rounds, {os.cpu_count()} cores, medians")
     print(f"  {size / took / 1e6:8.1f} MB/s  {args.blocks / took:8.0f} blocks/s")
     print(f"  CPU ms/MiB: giver {giver * 1000 / (size / MIB):.2f}, taker {taker * 1000 / (size / MIB):.2f}")
-    print(f"  cipher alone {ciphered / 1e6:.0f} MB/s, hash alone {hashed / 1e6:.0f}, in turn {ideal / 1e6:.0f}")
+    print(f"  on one core: {ideal}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(f"  {size / took / ideal:.2f} of that; peak RSS of the taker {peak} MiB")
+    print(f"  {size / took / ideal.in_turn:.2f} of that; peak RSS of the taker {peak} MiB")
 
 
 def crowd() -> None:

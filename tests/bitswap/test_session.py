@@ -1,6 +1,6 @@
 import random
 
-from ipfsreg.bitswap.session import UNMEASURED_ASKS, WINDOW_BLOCKS, Goal, Session, salt_of
+from ipfsreg.bitswap.session import ALONE_AFTER_BLOCKS, UNMEASURED_ASKS, WINDOW_BLOCKS, Goal, Session, salt_of
 from ipfsreg.bitswap.settings import MIB
 from ipfsreg.bitswap.source import Source
 from ipfsreg.ipld.block import Block
@@ -61,6 +61,19 @@ def test_a_session_that_does_not_spread_asks_in_order() -> None:
     alice = source("alice")
     bob.join(alice, full=True)
     assert ask_all(bob, alice, 20) == wanted
+
+
+def test_who_stays_alone_asks_in_order_after_a_while() -> None:
+    bob, wanted = session(), goals(100)
+    bob.add(wanted)
+    alice = source("alice")
+    bob.join(alice, full=True)
+    for goal in ask_all(bob, alice, ALONE_AFTER_BLOCKS):
+        bob.deliver(next(block for block in BLOCKS if block.cid == goal.cid), alice)
+    left = [goal for goal in wanted if goal.cid in bob.missing]
+    assert ask_all(bob, alice, 10) == left[:10]
+    bob.join(source("carol"), full=False)
+    assert ask_all(bob, alice, 10) != left[10:20]
 
 
 def test_the_rarest_is_asked_first() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from ipfsreg.blockstore.blobs import DiskBlobStore
 from ipfsreg.blockstore.blocks import DiskBlockstore
@@ -51,6 +52,28 @@ async def test_what_is_missing_takes_no_room(open_store: OpenStore, tmp_path: Pa
         status = arriving(tmp_path).stat()
         assert status.st_size == len(LAYER)
         assert CHUNK <= status.st_blocks * 512 < 2 * CHUNK
+
+
+async def test_the_disk_begins_with_a_blob_before_it_is_whole(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fdatasync
+    missing: list[int] = []
+    async with open_store() as (_, blobs):
+        partial = await blobs.open_partial(DIGEST, len(LAYER), LAYOUT.root)
+
+        def sync(file: int) -> None:
+            missing.append(partial.missing_bytes)
+            real(file)
+
+        monkeypatch.setattr("ipfsreg.blockstore.partial.SYNC_BYTES", 2 * CHUNK)
+        monkeypatch.setattr(os, "fdatasync", sync)
+        for cid in (LAYOUT.root, *LAYOUT.leaves):
+            await partial.put(SOURCE[cid])
+            await wait_all_tasks_blocked(0.01)
+        await partial.complete()
+    assert len(missing) >= 2
+    assert missing[0] > 0
 
 
 async def test_leaves_damaged_on_disk_are_fetched_again_after_a_restart(open_store: OpenStore, tmp_path: Path) -> None:

@@ -82,10 +82,12 @@ class Recruiting:
     def join(self, session: Session, source: Source, *, full: bool, now: float) -> None:
         """*source* takes part in *session*; *full*: it is believed to have everything."""
         known = session.sources.get(source)
+        if known:
+            return
         if self.is_shunned(source.peer, now) or (known is None and len(session.sources) >= MAX_SOURCES):
             return
         full = full and not any(source in goal.lacks for goal in session.window())
-        if known is None or (full and not known):
+        if known is None or full:
             session.join(source, full=full)
             if not full:
                 self.advertise_window(session, source)

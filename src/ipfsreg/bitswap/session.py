@@ -2,7 +2,8 @@
 
 The order. What a reader waits for comes first, in the reader's order. The rest is taken out of a window that moves
 along the caller's order: inside it, what the fewest peers are known to have comes first, and among equals every node
-draws its own lots. So peers that pull the same blob at the same time soon have different blocks to give each other.
+draws its own lots, unless it has been alone for a while. So peers that pull the same blob at the same time soon have
+different blocks to give each other.
 In such company a reader's haste counts less: all readers wait for the same block, and if all asked the one holder for
 it, it would send nothing but this block. It is asked first of those who got it meanwhile, and of the holder by the one
 whose lot it is (docs/decisions/0056).
@@ -36,6 +37,9 @@ MAX_ASKS = 512
 UNMEASURED_ASKS = 16
 """Blocks asked of one peer while the session does not know how large its blocks are."""
 
+ALONE_AFTER_BLOCKS = 16
+"""Who got so many and met nobody who fetches the same asks in order from then on. Lots leave some early block to the
+very end; then all behind it is hashed when everything is here, a quarter of the time of a fast pull."""
 
 INNER_BYTES = 16 * 1024
 """Inner nodes are smaller: one of 174 links, as everybody builds them, has 9 KiB."""
@@ -309,7 +313,7 @@ class Session:
                 continue
             if self.may_have(source, goal) and self._is_quick(source, goal, now):
                 return goal
-        if not self.spread:
+        if not self.spread or (not self._company and self.stats.blocks >= ALONE_AFTER_BLOCKS):
             return next((goal for goal in self.unasked.values() if self.may_have(source, goal)), None)
         best: Goal | None = None
         best_key = (0, 0, 0.0)

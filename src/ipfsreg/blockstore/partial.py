@@ -44,6 +44,9 @@ from ipfsreg.oci.digest import Digest
 
 logger = logging.getLogger(__name__)
 
+SYNC_BYTES = 64 * 1024 * 1024
+"""So much is written before the disk is told to begin with it: what is left at the end, all readers wait for."""
+
 _BATCH = 8
 """Leaves looked for on disk at one time: bounds what is in memory."""
 
@@ -73,6 +76,8 @@ class DiskPartial:
         self._closing: Callable[[], object] | None = None
         self._unsaved: list[Block] = []
         self._saving = False
+        self._unsynced = 0
+        self._syncing = False
         self._completing = trio.Lock()
         self._published: BlobInfo | None = None
 
@@ -210,10 +215,29 @@ class DiskPartial:
         if placement.is_node and placement.block.cid.multihash in self._outline.nodes:
             self._save(placement.block)
         self._follower.extend(self._outline.prefix)
+        self._unsynced += len(placement.content) * len(placement.spans)
+        if self._unsynced >= SYNC_BYTES:
+            self._sync_behind()
         for span in placement.spans:
             self._waiters.arrived(span.start, span.end)
         if self.find(placement.block.cid.multihash) is not None:
             self._shelf.feed.publish([placement.block.cid.multihash])
+
+    def _sync_behind(self) -> None:
+        """Let the disk begin with what was written. Durable is only what was published."""
+        self._unsynced = 0
+        if not self._syncing:
+            self._syncing = True
+            self._shelf.spawn(self._sync)
+
+    async def _sync(self) -> None:
+        try:
+            await trio.to_thread.run_sync(os.fdatasync, self._file)
+        except OSError as error:
+            # Publishing syncs again, and fails if it must.
+            logger.warning("the file of arriving blob %s cannot be synced: %s", self.digest, error)
+        finally:
+            self._syncing = False
 
     def _save(self, node: Block) -> None:
         """Write the node to the database, behind the arrival: a reader need not wait for the disk to hold it."""
@@ -265,6 +289,9 @@ class DiskPartial:
             self._check_usable()
             if not self._outline.is_whole:
                 raise ValueError(f"{self.missing_bytes} bytes of {self.digest} have not come yet")
+            if self.size >= SYNC_BYTES:
+                # While the rest is hashed, so that publishing finds little left to do.
+                self._sync_behind()
             await self._follower.finish(self.size)
             if self._follower.hasher.hex != self.digest.hex:
                 raise await self._throw_away(DigestMismatch(f"what root {self.root} leads to is not {self.digest}"))

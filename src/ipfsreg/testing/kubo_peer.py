@@ -64,10 +64,20 @@ class KuboPeer:
 
     async def cat(self, cid: str, timeout_s: float = 100.0) -> tuple[str, int]:
         """Fetch a whole file from whoever has it; return its sha256 in hex, and its size."""
-        path = self.directory / f"got-{cid}"
-        answer = await self.process.call("cat", cid=cid, path=str(path), timeout_s=timeout_s)
+        path = await self.get(cid, timeout_s)
+        answer = await self.process.call("hash", path=str(path), timeout_s=timeout_s)
         path.unlink()
         return answer["sha256"], answer["size"]
+
+    async def get(self, cid: str, timeout_s: float = 100.0) -> Path:
+        """Fetch a whole file from whoever has it; return where it lies now."""
+        path = self.directory / f"got-{cid}"
+        await self.process.call("get", cid=cid, path=str(path), timeout_s=timeout_s)
+        return path
+
+    async def pin(self, cid: str, timeout_s: float = 100.0) -> None:
+        """Fetch a whole DAG from whoever has it, and keep it."""
+        await self.process.call("pin", cid=cid, timeout_s=timeout_s)
 
     async def subscribe(self, topic: str) -> None:
         """Be in *topic* from now on."""
@@ -98,15 +108,16 @@ class KuboPeer:
 
 @asynccontextmanager
 async def open_kubo_peer(
-    directory: Path, *, psk: bytes | None = None, log: str = "error", name: str = "kubo"
+    directory: Path, *, psk: bytes | None = None, log: str = "error", name: str = "kubo", durable: bool = False
 ) -> AsyncIterator[KuboPeer]:
     """Run a node on loopback for as long as the block lasts; its repository is made in *directory*, which is empty.
 
-    *log*: what it tells on stderr, in the form of its variable GOLOG_LOG_LEVEL.
+    *log*: what it tells on stderr, in the form of its variable GOLOG_LOG_LEVEL. *durable*: what it has survives a power
+    cut, as is its default; tests need five times as long then.
     """
     repository = directory / "repository"
     repository.mkdir(parents=True)
-    settings = {"psk": format_swarm_key(psk).decode() if psk else None}
+    settings = {"psk": format_swarm_key(psk).decode() if psk else None, "durable": durable}
     command = [
         str(INSTALLED / "kubo/bin/python"),
         str(PROGRAMS / "kubo/peer.py"),

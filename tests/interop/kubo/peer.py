@@ -7,6 +7,7 @@ first line is {"event": "ready", …}. The node ends with its stdin. It runs und
 and what it says of itself goes to stderr. Its two arguments are an empty directory and JSON:
 
     psk       text of a swarm.key file; without it the node is on no private network
+    durable   whether every block is synced to the disk, as is Kubo's default
 
 It listens on loopback alone and knows nobody until it is told.
 """
@@ -63,7 +64,7 @@ def must(function: str, *arguments: Any) -> None:
         raise RuntimeError(f"{function} answered {answer}")
 
 
-SUCCESS = {"ConnectToPeer": 0, "Download": 0, "PubSubPublish": 0}
+SUCCESS = {"ConnectToPeer": 0, "PinCID": 0, "Download": 0, "PubSubPublish": 0}
 """Most functions answer 1 when they worked, these 0."""
 
 
@@ -81,8 +82,8 @@ def configure() -> None:
     config["Swarm"]["Transports"]["Network"] = dict.fromkeys(("QUIC", "WebTransport", "Websocket", "Relay"), False)
     config["Pubsub"] = {"Enabled": True, "Router": "gossipsub"}
     config["Experimental"]["Libp2pStreamMounting"] = True
-    # A fifth of the time; what is here need not survive a power cut.
-    config["Datastore"]["Spec"]["mounts"][0]["child"]["sync"] = False
+    # Without it a fifth of the time; what tests put here need not survive a power cut.
+    config["Datastore"]["Spec"]["mounts"][0]["child"]["sync"] = bool(SETTINGS.get("durable"))
     path.write_text(json.dumps(config))
     if SETTINGS.get("psk"):
         (REPO / "swarm.key").write_text(SETTINGS["psk"])
@@ -114,11 +115,19 @@ def add(path: str) -> str:
     return str(root)
 
 
-def cat(cid: str, path: str) -> dict[str, Any]:
+def get(cid: str, path: str) -> None:
     """Fetch a whole file from whoever has it to *path*."""
     must("Download", cid, path)
+
+
+def hash(path: str) -> dict[str, Any]:
     with Path(path).open("rb") as file:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": Path(path).stat().st_size}
+
+
+def pin(cid: str) -> None:
+    """Fetch a whole DAG from whoever has it, and keep it."""
+    must("PinCID", cid)
 
 
 def find_peer(peer: str, seconds: int) -> Any:
@@ -153,7 +162,7 @@ def subscribers(topic: str) -> Any:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     one.__name__: one
-    for one in (dial, connections, forward, listen, add, cat, find_peer, subscribe, publish, subscribers)
+    for one in (dial, connections, forward, listen, add, get, hash, pin, find_peer, subscribe, publish, subscribers)
 }
 
 

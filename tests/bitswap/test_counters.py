@@ -22,6 +22,7 @@ async def test_what_was_moved_is_counted_at_both_ends(autojump_clock: MockClock)
         assert len(fetched) == 5
         assert bob.status() == {
             "sessions": 0,
+            "wants": 0,
             "blocks_received": 5,
             "bytes_received": 5000,
             "duplicate_blocks": 0,

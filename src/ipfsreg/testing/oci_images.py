@@ -97,7 +97,7 @@ def write_layout(
         writer.docker_archive(top["digest"], f"{name}:{tag}")
     else:
         top = writer.json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}, OCI_INDEX)
-    writer.finish(top, tag)
+    writer.finish(top, name, tag)
     unique = dict.fromkeys(Digest.parse(layer.descriptor["digest"]) for layer in [*layers, *shared])
     manifests = tuple(Digest.parse(entry["digest"]) for entry in entries)
     digest = Digest.parse(top["digest"])
@@ -253,9 +253,11 @@ class _Writer:
         entry = {"Config": files[0], "RepoTags": [reference], "Layers": files[1:]}
         (self._path / "manifest.json").write_text(json.dumps([entry]))
 
-    def finish(self, top: dict[str, Any], tag: str) -> None:
+    def finish(self, top: dict[str, Any], name: str, tag: str) -> None:
         """Write the entry files: with these the layout is whole."""
-        entry = {**top, "annotations": {"org.opencontainers.image.ref.name": tag}}
+        # The first is the specification's, the second is what containerd's importers take for the whole name.
+        names = {"org.opencontainers.image.ref.name": tag, "io.containerd.image.name": f"{name}:{tag}"}
+        entry = {**top, "annotations": names}
         index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}
         (self._path / "index.json").write_text(json.dumps(index, indent=1))
         (self._path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')

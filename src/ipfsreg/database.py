@@ -10,6 +10,7 @@ fifty, and WAL readers never wait for the writer.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -25,6 +26,8 @@ from ipfsreg.errors import StoreDamaged, StoreError, StoreFull
 from ipfsreg.metrics import Histogram
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 MAX_GROUP = 512
 """Writes in one transaction at the most, so that the first of them does not wait for a whole flood."""
@@ -72,6 +75,9 @@ class Database:
     """One SQLite file. Built only by `open_database`."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self.damage: StoreDamaged | None = None
+        """What was found wrong with the file. From then on nothing is written to it; what can be read still is."""
         self._writer = _connect(path)
         try:
             self._reader = _connect(path)
@@ -79,7 +85,6 @@ class Database:
             self._writer.close()
             raise
         self._reader.execute("PRAGMA query_only = 1")
-        self._path = path
         self._aside: sqlite3.Connection | None = None
         self._aside_thread = trio.CapacityLimiter(1)
         self.commit_seconds = Histogram(COMMIT_SECONDS)
@@ -100,7 +105,7 @@ class Database:
         try:
             return Rows(self._reader.execute(sql, parameters).fetchall())
         except sqlite3.Error as error:
-            raise _named(error) from error
+            raise self._named(error) from error
 
     async def count(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Run one SELECT beside everything else: a worker thread on a connection of its own, one at a time.
@@ -117,7 +122,7 @@ class Database:
         try:
             return await trio.to_thread.run_sync(run, limiter=self._aside_thread)
         except sqlite3.Error as error:
-            raise _named(error) from error
+            raise self._named(error) from error
 
     @property
     def waiting_writes(self) -> int:
@@ -132,13 +137,16 @@ class Database:
 
         Raises:
             StoreFull: no room on the disk; nothing was written. Others in the same transaction may fail with it.
-            StoreDamaged, StoreError: nothing was written.
+            StoreDamaged, StoreError: nothing was written. A database once found damaged takes no more writes: they
+                could spread the damage, and what they say could not be relied on.
 
         Cancelled: all or nothing. *work* does not run if the writer had not come to it, and may still be running if
         it had.
         """
         if self._closing:
             raise StoreError("the database is closing")
+        if self.damage is not None:
+            raise StoreDamaged(f"{self._path} is damaged: nothing is written to it")
         write = _Write(work)
         self._waiting.append(write)
         self._wake.set()
@@ -205,37 +213,46 @@ class Database:
         db = self._writer
         try:
             db.execute("BEGIN IMMEDIATE")
-            results = [_run_one(db, write.work) for write in group]
+            results = [self._run_one(db, write.work) for write in group]
             db.execute("COMMIT")
         except sqlite3.Error as error:
             # Nothing of the group remains, and whoever thinks it succeeded must learn that.
             self.failed_commits += 1
             if db.in_transaction:
                 db.execute("ROLLBACK")
-            return [outcome.Error(_named(error)) for _ in group]
+            return [outcome.Error(self._named(error)) for _ in group]
         return results
+
+    def _run_one(
+        self, db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]
+    ) -> outcome.Value[T] | outcome.Error:
+        """Run *work* in a savepoint. Raises sqlite3.Error only if the whole transaction is lost."""
+        db.execute("SAVEPOINT one")
+        result: outcome.Value[T] | outcome.Error = outcome.capture(work, db)
+        if isinstance(result, outcome.Error):
+            error = result.error
+            if isinstance(error, sqlite3.Error):
+                # On some errors, a full disk first of all, SQLite itself rolls back everything, savepoints too.
+                if not db.in_transaction:
+                    raise error
+                result = outcome.Error(self._named(error))
+            db.execute("ROLLBACK TO one")
+        db.execute("RELEASE one")
+        return result
+
+    def _named(self, error: sqlite3.Error) -> StoreError:
+        """*error* as one of ours. Damage is remembered, and said loudly once."""
+        named = _named(error, self._path)
+        if isinstance(named, StoreDamaged) and self.damage is None:
+            self.damage = named
+            logger.critical("%s", named)
+        return named
 
     def _close(self) -> None:
         if self._aside is not None:
             self._aside.close()
         self._reader.close()
         self._writer.close()
-
-
-def _run_one(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> outcome.Value[T] | outcome.Error:
-    """Run *work* in a savepoint. Raises sqlite3.Error only if the whole transaction is lost."""
-    db.execute("SAVEPOINT one")
-    result: outcome.Value[T] | outcome.Error = outcome.capture(work, db)
-    if isinstance(result, outcome.Error):
-        error = result.error
-        if isinstance(error, sqlite3.Error):
-            # On some errors, a full disk first of all, SQLite itself rolls back everything, savepoints too.
-            if not db.in_transaction:
-                raise error
-            result = outcome.Error(_named(error))
-        db.execute("ROLLBACK TO one")
-    db.execute("RELEASE one")
-    return result
 
 
 def _statements(script: str) -> Iterator[str]:
@@ -269,12 +286,15 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _named(error: sqlite3.Error) -> StoreError:
+def _named(error: sqlite3.Error, path: Path) -> StoreError:
     name = getattr(error, "sqlite_errorname", "")
     if name in _FULL:
         return StoreFull("no room left for the database")
     if name.startswith(_DAMAGED):
-        return StoreDamaged(f"the database is damaged: {error}")
+        return StoreDamaged(
+            f"{path} is damaged ({error}); nothing more is written to it. Stop the node and run `ipfsreg repair`: that "
+            'puts the file aside and keeps what can be trusted; see "A damaged database" in docs/operations.md'
+        )
     return StoreError(f"database: {error} ({name})" if name else f"database: {error}")
 
 
@@ -291,8 +311,8 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
     try:
         database = Database(path)
     except sqlite3.Error as error:
-        named = _named(error)
-        raise type(named)(f"{path}: {named}") from error
+        named = _named(error, path)
+        raise named if isinstance(named, StoreDamaged) else type(named)(f"{path}: {named}") from error
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_shielded, database._write_all)

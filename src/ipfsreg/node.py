@@ -13,7 +13,7 @@ import base64
 import fcntl
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,14 @@ import trio
 from ipfsreg import __version__
 from ipfsreg.bitswap.service import Bitswap, open_bitswap
 from ipfsreg.bitswap.settings import BitswapSettings
-from ipfsreg.blockstore.interface import BlobStore
+from ipfsreg.blockstore.blobs import DiskBlobStore
+from ipfsreg.blockstore.index import ARRIVING
 from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.config import Config
+from ipfsreg.crdt.census import count_names
 from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica, trusting
 from ipfsreg.crdt.writers import Rule, Writers
-from ipfsreg.database import open_database
+from ipfsreg.database import Database, open_database
 from ipfsreg.dht.service import open_dht
 from ipfsreg.dht.settings import DhtSettings
 from ipfsreg.errors import AlreadyRunning, ConfigError, MalformedData, NetworkError
@@ -37,6 +39,7 @@ from ipfsreg.http.accesslog import AccessLog, open_access_log
 from ipfsreg.http.admin import make_admin
 from ipfsreg.http.app import make_app
 from ipfsreg.http.connection import ServerSettings
+from ipfsreg.http.listen import open_listeners
 from ipfsreg.http.reloading import Reloaded, Reloads, open_reloads
 from ipfsreg.http.server import open_server
 from ipfsreg.http.tls import Tls
@@ -53,7 +56,7 @@ from ipfsreg.p2p.pnet import MAX_SWARM_KEY_BYTES, PSK_BYTES, fingerprint, parse_
 from ipfsreg.p2p.redial import Redial, open_redial
 from ipfsreg.peer_id import PeerId
 from ipfsreg.pubsub.service import JoinedTopic, open_pubsub
-from ipfsreg.registry.catalog import repository_of
+from ipfsreg.registry.catalog import ROOT, repository_of
 from ipfsreg.registry.history import Move, format_time
 from ipfsreg.registry.service import LocalRegistry, RegistrySettings, derive_upload_secret, open_registry
 
@@ -70,10 +73,11 @@ class Node:
     """A running node."""
 
     config: Config
+    database: Database
     host: Host
     redial: Redial
     topic: JoinedTopic
-    blobs: BlobStore
+    blobs: DiskBlobStore
     bitswap: Bitswap
     replica: Replica
     registry: LocalRegistry
@@ -83,8 +87,10 @@ class Node:
 
     async def status(self) -> dict[str, Any]:
         """What `ipfsreg status` shows, as JSON has it."""
-        repositories, tags = self.registry.count_tags()
-        blobs = list(self.blobs.blobs())
+        tags, _ = await count_names(self.database, ROOT, "/_t/")
+        _, repositories = await count_names(self.database, ROOT, "/_m/")
+        census = await self.blobs.census()
+        blobs = [counted for state, counted in census.blobs.items() if state != ARRIVING]
         replica = self.replica.status()
         return {
             "version": __version__,
@@ -128,8 +134,9 @@ class Node:
             "tags": tags,
             "gossip": self.topic.status(),
             "bitswap": self.bitswap.status(),
-            "blobs": len(blobs),
-            "bytes": sum(info.size for info in blobs),
+            "blobs": sum(count for count, _ in blobs),
+            "bytes": sum(size for _, size in blobs),
+            "damage": self.database.damage and str(self.database.damage),
         }
 
     async def log(self, fields: Mapping[str, str]) -> dict[str, Any]:
@@ -251,7 +258,7 @@ def _make_directory(path: Path) -> None:
 
 
 @contextmanager
-def _lock(directory: Path) -> Iterator[None]:
+def alone_on(directory: Path) -> Iterator[None]:
     """Be the only process on this datastore. The lock goes with the process, however that ends."""
     _make_directory(directory)
     try:
@@ -362,7 +369,8 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
     bootstrappers = _peer_infos(config.bootstrappers)
     tls = _tls_of(config)
     async with AsyncExitStack() as stack:
-        stack.enter_context(_lock(directory))
+        stack.enter_context(alone_on(directory))
+        await _check_places(config.http.listen)
         identity = identity_of(config)
         replica_settings = _replica_settings(config, identity.peer_id)
         database = await stack.enter_async_context(open_database(directory / "node.db"))
@@ -417,7 +425,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         parts.registry = registry
         reloaded = [Reloaded(tls.paths, tls.reload)] if tls is not None else []
         reloads = await stack.enter_async_context(open_reloads(reloaded))
-        node = Node(config, host, redial, topic, blobs, bitswap, replica, registry, reloads, started_at)
+        node = Node(config, database, host, redial, topic, blobs, bitswap, replica, registry, reloads, started_at)
         admin = make_admin({"/status": node.status}, {"/log": node.log}, {"/rollback": node.roll_back})
         door = f"unix:{admin_socket_of(config)}"
         await stack.enter_async_context(open_server(admin, listen=[door], settings=ServerSettings(drain_s=1.0)))
@@ -469,6 +477,18 @@ async def _open_metrics(config: Config, parts: Parts, health: Health) -> AsyncIt
         for place in server.places:
             logger.info("metrics at http://%s/metrics", place)
         yield
+
+
+async def _check_places(places: Sequence[str]) -> None:
+    """Say at once what would keep the registry's door from opening, and not when the replica is ready.
+
+    Nothing listens there until then: clients that came earlier would wait without an answer.
+
+    Raises:
+        ConfigError, AlreadyRunning: as `open_server`.
+    """
+    for listener in await open_listeners(list(places)):
+        listener.close()
 
 
 @asynccontextmanager

@@ -49,8 +49,11 @@ class DiskBlockstore:
         if arriving is not None:
             found = arriving[1]
             return found.block_bytes if isinstance(found, Leaf) else len(found.data)
-        leaf = self._index.leaf(cid.multihash)
-        return self._index.small_size(cid.multihash) if leaf is None else leaf.block_bytes
+        try:
+            leaf = self._index.leaf(cid.multihash)
+            return self._index.small_size(cid.multihash) if leaf is None else leaf.block_bytes
+        except StoreDamaged:
+            return None  # what cannot be found is not here; the database has said why
 
     async def get(self, cid: Cid) -> Block:
         await trio.lowlevel.checkpoint()

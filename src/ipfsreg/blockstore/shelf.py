@@ -190,13 +190,15 @@ class Shelf:
 
     async def sweep(self) -> None:
         """Delete files that no row knows, left by a crash. May run beside everything else."""
+        # Files beside a database that knows no blob at all are what an operator still has, not what a crash left.
+        is_used = any(True for whole in (True, False) for _ in self.index.blobs(whole=whole))
         for files, is_known in (
             (self.disk.blob_files, self._is_blob),
             (self.disk.arriving_files, self._is_arriving),
         ):
             found = await trio.to_thread.run_sync(lambda files=files: list(files()))
             unknown = sum(digest is None or not is_known(digest) for _, digest in found)
-            if unknown > STRAY_FILES:
+            if unknown > STRAY_FILES or (unknown and not is_used):
                 logger.error(
                     "the database knows nothing of %d files in %s: was node.db lost? They are left alone",
                     unknown,

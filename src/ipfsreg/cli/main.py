@@ -1,4 +1,4 @@
-"""The command line: `ipfsreg init | daemon | id | status | log | rollback`.
+"""The command line: `ipfsreg init | daemon | id | status | log | rollback | verify | repair`.
 
 Commands import what they run when they run it: `ipfsreg --help` must not load a network stack.
 """
@@ -10,13 +10,17 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import click
 
 from ipfsreg import __version__
 from ipfsreg.config import Config, load_config
-from ipfsreg.errors import IpfsregError
+from ipfsreg.errors import IpfsregError, StoreDamaged
+
+DAMAGED_STATUS = 65
+"""EX_DATAERR of sysexits.h: starting again does not help."""
 
 CONFIG_OPTION = click.option(
     "--config",
@@ -27,6 +31,10 @@ CONFIG_OPTION = click.option(
 )
 
 
+class _Damaged(click.ClickException):
+    exit_code = DAMAGED_STATUS
+
+
 class _Group(click.Group):
     """Turns our own failures into one line and exit status 1."""
 
@@ -34,16 +42,20 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except IpfsregError as error:
-            raise click.ClickException(str(error)) from error
+            raise _said(error) from error
         except BaseExceptionGroup as group:
             # A part that cannot start fails inside nurseries, which wrap what it said.
             found = _only_failure(group)
             if found is not None:
-                raise click.ClickException(str(found)) from group
+                raise _said(found) from group
             # A bug of ours. A report of it shows where it began, not the dozen nurseries around it.
             for failure in _leaves(group):
                 traceback.print_exception(failure, chain=False)
             raise click.ClickException("a part of the node failed, as shown above") from group
+
+
+def _said(error: IpfsregError) -> click.ClickException:
+    return _Damaged(str(error)) if isinstance(error, StoreDamaged) else click.ClickException(str(error))
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
@@ -144,6 +156,41 @@ def rollback(config_path: Path | None, to: str, name: str) -> None:
     from ipfsreg.cli.log import describe_move, roll_back
 
     click.echo(describe_move(roll_back(_load(config_path), name, to)))
+
+
+@main.command()
+@CONFIG_OPTION
+@click.option("--quick", is_flag=True, help="Do not read the bytes of large blobs.")
+def verify(config_path: Path | None, quick: bool) -> None:
+    """Check the datastore against its hashes; exit status 1 if anything is wrong. The node may run."""
+    import trio
+
+    from ipfsreg.cli.repair import verify as look
+
+    found = trio.run(partial(look, Path(_load(config_path).node.datastore_path), hash_files=not quick))
+    click.echo("\n".join(found) if found else "nothing is wrong")
+    sys.exit(bool(found))
+
+
+@main.command()
+@CONFIG_OPTION
+def repair(config_path: Path | None) -> None:
+    """Put a damaged database aside and make a new one of what can be trusted. The node must not run."""
+    import trio
+
+    from ipfsreg.cli.repair import repair as mend
+    from ipfsreg.node import alone_on, identity_of
+
+    config = _load(config_path)
+    directory = Path(config.node.datastore_path)
+    with alone_on(directory):
+        report = trio.run(mend, directory, identity_of(config).peer_id)
+    click.echo(f"names      {report.names} in {report.nodes} nodes; {report.missing} nodes to come from other nodes")
+    click.echo(f"blobs      {report.blobs}")
+    for digest in report.damaged:
+        click.echo(f"           {digest} is damaged: pull it again, or push it")
+    if report.aside is not None:
+        click.echo(f"put aside  {report.aside}; delete it when you miss nothing")
 
 
 def _load(path: Path | None) -> Config:

@@ -71,6 +71,8 @@ def describe(answer: dict[str, Any]) -> str:
         ("peers", len(answer["peers"])),
     ]
     lines = [f"{name:<13} {value}" for name, value in rows]
+    if answer["damage"]:
+        lines.append(f"DAMAGED       {answer['damage']}")
     lines += [f"  {peer['peer_id']}  {peer['addr']}" for peer in answer["peers"]]
     lines += [f"  bootstrapper {one['addr']}: {one['state']}" for one in answer["bootstrappers"]]
     return "\n".join(lines)

@@ -78,6 +78,11 @@ class Intake:
         return True
 
     @property
+    def is_closed(self) -> bool:
+        """Whether no more commits are taken."""
+        return self._closed
+
+    @property
     def is_empty(self) -> bool:
         """Whether every node that came is in the tables."""
         return not self._arrivals and not self._writing

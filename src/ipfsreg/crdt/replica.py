@@ -245,6 +245,7 @@ class Replica:
     # ---------------------------------------------------------------- writer
 
     async def _write_all(self) -> None:
+        told = ""
         while (batch := await self._intake.take()) is not None:
             try:
                 outcome = await self._database.write(
@@ -257,15 +258,20 @@ class Replica:
                     )
                 )
             except StoreError as error:
-                logger.error("the name store could not write: %s", error)  # noqa: TRY400 (the text says it all)
+                if str(error) != told:
+                    told = str(error)
+                    logger.error("the name store cannot write, and tries again: %s", error)  # noqa: TRY400 (says it all)
                 self._intake.taken_in(batch.work.arrivals)
                 self._walker.failed(arrival.multihash for arrival in batch.work.arrivals)
                 batch.finish(error)
+                if self._intake.is_closed:
+                    return  # what was announced is announced again; a store that cannot write must not keep us
                 for tip in batch.work.tips:
                     self._intake.add_tip(tip)
                 self._intake.again()
                 await trio.sleep(WRITE_RETRY_S)
             else:
+                told = ""
                 self._intake.taken_in(batch.work.arrivals)
                 self._tell(outcome, batch)
                 self._walker.written()
@@ -307,7 +313,12 @@ class Replica:
 
     async def _listen(self) -> None:
         async for event in self._topic.events():
-            self._hear(event)
+            try:
+                self._hear(event)
+            except StoreError as error:
+                # Nothing is lost: whoever has these heads says them again. A node that cannot read its names goes on
+                # with what it can do.
+                logger.info("an announcement could not be looked at: %s", error)
 
     def _hear(self, event: TopicEvent) -> None:
         now = trio.current_time()

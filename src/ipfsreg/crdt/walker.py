@@ -23,7 +23,7 @@ from ipfsreg.crdt.frontier import Frontier, Request
 from ipfsreg.crdt.intake import Intake
 from ipfsreg.crdt.state import STORED, VoidNode, state_of_node, wanted_nodes
 from ipfsreg.database import Database
-from ipfsreg.errors import IpfsregError, MalformedData, NetworkError, PeerMisbehaved
+from ipfsreg.errors import IpfsregError, MalformedData, NetworkError, PeerMisbehaved, StoreError
 from ipfsreg.ipld.block import Block
 from ipfsreg.peer_id import PeerId
 
@@ -72,6 +72,16 @@ class Walker:
     def _is_missing(self, multihash: bytes) -> bool:
         return not self._intake.holds(multihash) and (state_of_node(self._database, multihash) or 0) < STORED
 
+    def _follow_missing(self, links: Iterable[bytes], first: Iterable[PeerId]) -> None:
+        try:
+            missing = [link for link in links if self._is_missing(link)]
+        except StoreError as error:
+            # The tables cannot be read. The nodes that link there are fetched and written again at the next start.
+            logger.info("what is missing cannot be told: %s", error)
+            return
+        for link in missing:
+            self._follow(link, first)
+
     def _follow(self, multihash: bytes, first: Iterable[PeerId]) -> None:
         self._frontier.want(multihash, first, now=trio.current_time())
         self._wake.set()
@@ -94,9 +104,7 @@ class Walker:
 
     async def bring(self, block: Block, first: Iterable[PeerId] = ()) -> None:
         """Take in the block of a node, whoever delivered it; what it links to is asked of *first* before others."""
-        for link in await self._take_in(block):
-            if self._is_missing(link):
-                self._follow(link, first)
+        self._follow_missing(await self._take_in(block), first)
 
     async def _take_in(self, block: Block) -> tuple[bytes, ...]:
         """Take in the block of a node; return what it links to."""
@@ -130,7 +138,12 @@ class Walker:
         """Put into the frontier what the tables say is wanted."""
         # Nodes that are not in the tables yet may want more; then look again.
         self._frontier.overflowed = not self._intake.is_empty
-        for multihash in wanted_nodes(self._database, 2 * self._frontier.max_nodes):
+        try:
+            wanted = wanted_nodes(self._database, 2 * self._frontier.max_nodes)
+        except StoreError as error:
+            logger.info("what is wanted cannot be told: %s", error)
+            return
+        for multihash in wanted:
             if multihash not in self._frontier and not self._intake.holds(multihash):
                 self._frontier.want(multihash, (), now=trio.current_time())
 
@@ -182,11 +195,9 @@ class Walker:
                         raise PeerMisbehaved(f"{peer} sent a node that nothing leads to")
                     if not expected or len(expected) > self._frontier.max_nodes:
                         break
-        except NetworkError as error:
+        except (NetworkError, StoreError) as error:
             logger.info("what %s has below %d nodes did not come wholly: %s", peer, len(multihashes), error)
             self._resting[peer] = trio.current_time() + REST_S
         if not brought:
             self._resting[peer] = trio.current_time() + REST_S
-        for link in expected.difference(multihashes):
-            if self._is_missing(link):
-                self._follow(link, first)
+        self._follow_missing(expected.difference(multihashes), first)

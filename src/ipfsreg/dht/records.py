@@ -32,6 +32,8 @@ from ipfsreg.peer_id import PeerId
 logger = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 1.0
+REST_S = 10.0
+"""After a failure of the store: it does not mend in a second."""
 MAX_UNWRITTEN = 20_000
 EXPIRE_EVERY_S = 600.0
 WRITTEN_AT_ONCE = 2000
@@ -142,6 +144,7 @@ class ProviderRecords:
                     self._by_key.clear()
                     self._written.set()
                     self._written = trio.Event()
+                await trio.sleep(REST_S)
 
 
 @asynccontextmanager

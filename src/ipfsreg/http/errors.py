@@ -25,6 +25,7 @@ from ipfsreg.errors import (
     NotReady,
     RangeInvalid,
     SizeInvalid,
+    StoreDamaged,
     StoreFull,
     TagInvalid,
     Unsupported,
@@ -63,6 +64,8 @@ OCI_ERRORS: dict[type[IpfsregError], tuple[int, str]] = {
     LimitReached: (503, "UNAVAILABLE"),
     NetworkError: (503, "UNAVAILABLE"),
     StoreFull: (507, "UNKNOWN"),
+    # Another node may have it; and this one is not to be given up because of one damaged page.
+    StoreDamaged: (503, "UNAVAILABLE"),
     IpfsregError: (500, "UNKNOWN"),
 }
 
@@ -79,6 +82,8 @@ def error_response(error: IpfsregError) -> Response:
         message = "internal error"
     elif status > 500:
         logger.warning("%s: %s", type(error).__name__, error)
+    if isinstance(error, StoreDamaged):
+        message = "the store of this node is damaged"
     headers: list[Header] = [_JSON]
     if isinstance(error, MethodUnsupported):
         headers.append(("Allow", error.allow))

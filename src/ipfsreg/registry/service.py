@@ -214,11 +214,6 @@ class LocalRegistry:
         """Blobs that are being fetched from peers."""
         return len(self._fetches)
 
-    def count_tags(self) -> tuple[int, int]:
-        """How many repositories and how many tags there are. Walks all of them: for status, not for requests."""
-        names = self._walk_repositories(1 << 62, "")
-        return len(names), sum(len(self._names.scan(catalog.tags_prefix(RepositoryName(name)))) for name in names)
-
 
 def _page(names: list[str], limit: int) -> Page:
     return Page(tuple(names[:limit]), more=len(names) > limit)

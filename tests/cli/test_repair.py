@@ -1,0 +1,162 @@
+"""Datastores with holes in their database: what is found, and what comes back."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from ipfsreg.blockstore.interface import BlobStore
+from ipfsreg.blockstore.store import open_blobstore
+from ipfsreg.cli.repair import read_around, repair, verify
+from ipfsreg.crdt.delta import Delta, Element, build_node
+from ipfsreg.crdt.interface import Delete, Put
+from ipfsreg.crdt.replica import Replica, open_replica
+from ipfsreg.database import open_database
+from ipfsreg.errors import BlobUnknown
+from ipfsreg.oci.digest import Digest
+from ipfsreg.testing.network import peer_of
+from ipfsreg.testing.replicas import NamedSigner, ReplicaSwarm, SwarmBlocks
+from ipfsreg.testing.topic import MemoryMesh
+
+LARGE = os.urandom(300_000)
+SMALL = b"a manifest, say"
+FORGED = build_node([], Delta((Element("/forged", b"never merged"),), (), 1)).block.data
+"""The bytes of a node, pushed as a blob."""
+
+PAGE_BYTES = 4096
+
+
+@asynccontextmanager
+async def open_datastore(directory: Path) -> AsyncIterator[tuple[Replica, BlobStore]]:
+    async with (
+        open_database(directory / "node.db") as database,
+        open_blobstore(directory, database) as (store, blobs),
+        MemoryMesh().join("names", peer_of("alice")) as topic,
+        open_replica(
+            database,
+            store,
+            SwarmBlocks(ReplicaSwarm(directory), peer_of("alice")),
+            topic,
+            signer=NamedSigner("alice"),
+        ) as replica,
+    ):
+        yield replica, blobs
+
+
+async def fill(directory: Path) -> dict[str, bytes]:
+    async with open_datastore(directory) as (replica, blobs):
+        for content in (LARGE, SMALL, FORGED):
+            await blobs.put_whole(content)
+        for number in range(120):
+            await replica.commit([Put(f"/r/app/_t/{number:03}", b"%d" % number * 100), Put("/last", b"%d" % number)])
+        await replica.commit([Delete("/r/app/_t/007")])
+        return dict(replica.scan("/"))
+
+
+def pages_of(path: Path, table: str) -> list[int]:
+    """The leaf pages of a table, or all pages that are no table's root where the SQLite here cannot tell."""
+    with closing(sqlite3.connect(path)) as db:
+        (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+        data = path.read_bytes()
+    page = data[(root - 1) * PAGE_BYTES : root * PAGE_BYTES]
+    assert page[0] == 0x05, f"{table} is one page only"  # an interior page of a table b-tree (fileformat2.html, 1.6)
+    cells = int.from_bytes(page[3:5], "big")
+    places = [int.from_bytes(page[12 + 2 * cell : 14 + 2 * cell], "big") for cell in range(cells)]
+    return [int.from_bytes(page[place : place + 4], "big") for place in places]
+
+
+def destroy(path: Path, pages: list[int]) -> None:
+    with path.open("r+b") as file:
+        for page in pages:
+            file.seek((page - 1) * PAGE_BYTES)
+            file.write(b"\xff" * PAGE_BYTES)
+
+
+async def test_a_whole_datastore_is_found_right_and_stays_what_it_is_through_a_repair(tmp_path: Path) -> None:
+    names = await fill(tmp_path)
+    assert await verify(tmp_path) == []
+    async with open_datastore(tmp_path) as (replica, _):
+        heads = replica.heads()
+    report = await repair(tmp_path, peer_of("alice"))
+    assert (report.nodes, report.names, report.missing, report.blobs) == (121, len(names), 0, 3)
+    assert await verify(tmp_path) == []
+    async with open_datastore(tmp_path) as (replica, blobs):
+        assert dict(replica.scan("/")) == names
+        assert replica.heads() == heads
+        for content in (LARGE, SMALL, FORGED):
+            assert await blobs.read_whole(Digest.of(content), 1 << 20) == content
+    assert report.aside is not None
+    assert report.aside.exists()
+
+
+@pytest.mark.parametrize("table", ["crdt_nodes", "small_blocks"])
+async def test_pages_that_are_lost_take_nothing_else_with_them(tmp_path: Path, table: str) -> None:
+    names = await fill(tmp_path)
+    path = tmp_path / "node.db"
+    lost = Random(1).sample(pages_of(path, table), 1)
+    destroy(path, lost)
+    assert any("node.db" in line for line in await verify(tmp_path))
+    report = await repair(tmp_path, peer_of("alice"))
+    async with open_datastore(tmp_path) as (replica, blobs):
+        found = dict(replica.scan("/"))
+        assert await blobs.read_whole(Digest.of(LARGE), 1 << 20) == LARGE
+        if table == "crdt_nodes":
+            assert found == names, "what this node signed is known by its signature"
+        else:
+            assert report.missing > 0, "what is below the lost nodes' heirs is wanted, and comes from other nodes"
+            assert len(found) > len(names) // 2
+            assert found.items() <= names.items() | {("/r/app/_t/007", b"7" * 100)}
+        assert "/forged" not in found
+
+
+async def test_without_a_database_the_files_are_taken_in(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    (tmp_path / "node.db").unlink()
+    report = await repair(tmp_path, peer_of("alice"))
+    assert (report.aside, report.names, report.blobs) == (None, 0, 1)
+    async with open_datastore(tmp_path) as (_, blobs):
+        assert await blobs.read_whole(Digest.of(LARGE), 1 << 20) == LARGE
+
+
+async def test_a_file_with_wrong_bytes_is_named_and_left(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    (file,) = [path for path in (tmp_path / "blobs").glob("*/*/*") if path.stat().st_size == len(LARGE)]
+    with file.open("r+b") as opened:
+        opened.write(b"rot")
+    assert await verify(tmp_path) == [f"the bytes of blob {Digest.of(LARGE)} do not hash to it"]
+    assert await verify(tmp_path, hash_files=False) == []
+    report = await repair(tmp_path, peer_of("alice"))
+    assert report.damaged == [Digest.of(LARGE)]
+    assert file.stat().st_size == len(LARGE)
+    async with open_datastore(tmp_path) as (_, blobs):
+        with pytest.raises(BlobUnknown):
+            await blobs.read_whole(Digest.of(LARGE), 1 << 20)
+
+
+async def test_a_file_that_no_database_remains_of_is_put_aside_and_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "node.db").write_bytes(b"garbage" * 5000)
+    assert len(await verify(tmp_path)) == 1
+    report = await repair(tmp_path, peer_of("alice"))
+    assert report.aside is not None
+    assert report.aside.read_bytes() == b"garbage" * 5000
+    assert await verify(tmp_path) == []
+
+
+def test_rows_on_both_sides_of_damaged_pages_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "some.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE notes (number INTEGER PRIMARY KEY, text TEXT)")
+        db.executemany("INSERT INTO notes VALUES (?, ?)", [(number * 3, "x" * 300) for number in range(2000)])
+        db.commit()
+    pages = pages_of(path, "notes")
+    destroy(path, pages[3:6] + pages[50:51] + pages[-1:])
+    with closing(sqlite3.connect(path)) as db:
+        found = [number for number, _ in read_around(db, "notes", "text")]
+    assert found == sorted(set(found))
+    assert 2000 - 5 * 14 <= len(found) < 2000

@@ -265,6 +265,40 @@ async def test_a_damaged_page_is_called_damaged(tmp_path: Path) -> None:
             db.read("SELECT * FROM notes").fetchall()
 
 
+async def test_a_damaged_database_is_written_to_no_more_and_still_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "db"
+    async with open_database(path) as db:
+        await db.prepare("notes", TABLE)
+        await db.prepare("more", ["CREATE TABLE more (id INTEGER PRIMARY KEY)", "INSERT INTO more VALUES (7)"])
+        for number in range(99):
+            await db.write(note(f"{number:0900}"))
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size // 2)
+        file.write(b"\xff" * (size - size // 2))
+    async with open_database(path) as db:
+        with pytest.raises(StoreDamaged, match=f"{path} is damaged .*ipfsreg repair"):
+            db.read("SELECT * FROM notes").fetchall()
+        assert db.read("SELECT id FROM more").fetchall() == [(7,)]
+        with pytest.raises(StoreDamaged, match="not written to"):
+            await db.write(note("after"))
+        with pytest.raises(StoreDamaged):
+            await db.read_aside(lambda aside: aside.execute("SELECT * FROM notes").fetchall())
+        assert str(path) in str(db.damage)
+    assert [record.levelname for record in caplog.records] == ["CRITICAL"], "said once"
+
+
+async def test_what_takes_long_is_read_aside_while_others_write(tmp_path: Path) -> None:
+    async with open_database(tmp_path / "a db?") as db:
+        await db.prepare("notes", TABLE)
+        await db.write(note("here"))
+        assert await db.read_aside(lambda aside: aside.execute("SELECT text FROM notes").fetchall()) == [("here",)]
+        with pytest.raises(StoreError, match="readonly"):
+            await db.read_aside(lambda aside: aside.execute("DELETE FROM notes"))
+
+
 async def test_a_directory_that_is_missing_is_a_store_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="open"):
         async with open_database(tmp_path / "nowhere" / "db"):

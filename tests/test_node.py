@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,18 @@ async def test_a_second_node_on_the_datastore_is_refused(tmp_path: Path) -> None
         with pytest.raises(AlreadyRunning, match=f"process {os.getpid()}"):
             async with open_node(config_of(tmp_path)):
                 pass
+
+
+async def test_a_taken_http_port_is_told_before_anything_is_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ipfsreg")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        place = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(AlreadyRunning, match=place):
+            async with open_node(config_of(tmp_path, HTTP_LISTEN=place)):
+                pass
+    assert not caplog.messages, "not even the datastore was opened"
 
 
 async def test_a_database_that_is_none_is_named_and_left_alone(tmp_path: Path) -> None:

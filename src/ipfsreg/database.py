@@ -146,7 +146,7 @@ class Database:
         if self._closing:
             raise StoreError("the database is closing")
         if self.damage is not None:
-            raise StoreDamaged(f"{self._path} is damaged: nothing is written to it")
+            raise StoreDamaged(f"{self._path} is damaged and not written to; stop the node and run `ipfsreg repair`")
         write = _Write(work)
         self._waiting.append(write)
         self._wake.set()

@@ -6,11 +6,14 @@ import os
 import random
 import shutil
 import socket
+import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from ipfsreg.testing.pushing import Client, PushedImage
 pytestmark = pytest.mark.journey
 
 MIB = 1024 * 1024
+INDEX = "application/vnd.oci.image.index.v1+json"
 KILLS = 3
 
 
@@ -253,3 +257,46 @@ def test_a_damaged_datastore_is_named_and_not_touched(cluster: Cluster, name: st
     assert str(path) in told
     assert "Traceback" not in told
     assert path.read_bytes() == b"garbage" * 1000
+
+
+def push_tag(node: Daemon, tag: str) -> int:
+    document = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [], "annotations": {"tag": tag}}
+    url = node.url(f"/v2/team/app/manifests/{tag}")
+    return httpx.put(url, json=document, headers={"Content-Type": INDEX}, timeout=30).status_code
+
+
+def test_a_damaged_database_ends_nothing_is_named_and_mended(cluster: Cluster) -> None:
+    alice = cluster.start("alice")
+    assert push_tag(alice, "only-here") == 201
+    content = layer(200_000)
+    assert push_blob(alice, "team/app", content).status_code == 201
+    bob = cluster.start("bob", join=[alice])
+    alice.stop()
+    database = alice.directory / "data" / "node.db"
+    with closing(sqlite3.connect(database)) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'crdt_links'").fetchone()
+        (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
+    with database.open("r+b") as file:
+        file.seek((page - 1) * page_bytes)
+        file.write(b"\xff" * page_bytes)
+    alice.start()
+    alice.wait_peers(1)
+    assert push_tag(bob, "from-bob") == 201, "gossip of it meets the damage"
+    told = alice.wait_line(r"CRITICAL .*: (.*node\.db) is damaged .*ipfsreg repair")
+    assert told[1] == str(database)
+    assert push_tag(alice, "refused") == 503
+    assert alice.wait_manifest("team/app", "only-here")
+    assert "is damaged" in alice.status()["damage"]
+    assert alice.stop() == 0
+    repaired = subprocess.run(command_of(alice, "repair"), capture_output=True, text=True)
+    assert repaired.returncode == 0, repaired.stderr
+    verified = subprocess.run(command_of(alice, "verify"), capture_output=True, text=True)
+    assert (verified.returncode, verified.stdout) == (0, "nothing is wrong\n")
+    alice.start()
+    assert alice.wait_manifest("team/app", "from-bob")
+    assert alice.wait_manifest("team/app", "only-here")
+    assert push_tag(alice, "taken-again") == 201
+
+
+def command_of(node: Daemon, name: str) -> list[str]:
+    return [sys.executable, "-m", "ipfsreg", name, "--config", str(node.config_path)]

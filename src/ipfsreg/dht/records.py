@@ -32,8 +32,6 @@ from ipfsreg.peer_id import PeerId
 logger = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 1.0
-REST_S = 10.0
-"""After a failure of the store: it does not mend in a second."""
 MAX_UNWRITTEN = 20_000
 EXPIRE_EVERY_S = 600.0
 WRITTEN_AT_ONCE = 2000
@@ -124,6 +122,7 @@ class ProviderRecords:
 
     async def _keep_written(self) -> None:
         expire_at = trio.current_time() + EXPIRE_EVERY_S
+        told = ""
         while True:
             with trio.move_on_at(expire_at):
                 await self._added.wait()
@@ -132,11 +131,14 @@ class ProviderRecords:
             self._added = trio.Event()
             try:
                 await self.flush()
+                told = ""
                 if trio.current_time() >= expire_at:
                     expire_at = trio.current_time() + EXPIRE_EVERY_S
                     await self.expire()
             except StoreError as error:
-                logger.warning("%d provider records could not be saved: %s", len(self._unwritten), error)
+                if str(error) != told:
+                    told = str(error)
+                    logger.warning("%d provider records could not be saved: %s", len(self._unwritten), told)
                 self._added.set()
                 # A disk that is full for good must not hold peers up: they will tell us again tomorrow.
                 if len(self._unwritten) >= MAX_UNWRITTEN:
@@ -144,7 +146,6 @@ class ProviderRecords:
                     self._by_key.clear()
                     self._written.set()
                     self._written = trio.Event()
-                await trio.sleep(REST_S)
 
 
 @asynccontextmanager

@@ -285,18 +285,9 @@ async def test_a_damaged_database_is_written_to_no_more_and_still_read(
         with pytest.raises(StoreDamaged, match="not written to"):
             await db.write(note("after"))
         with pytest.raises(StoreDamaged):
-            await db.read_aside(lambda aside: aside.execute("SELECT * FROM notes").fetchall())
+            await db.count("SELECT * FROM notes")
         assert str(path) in str(db.damage)
     assert [record.levelname for record in caplog.records] == ["CRITICAL"], "said once"
-
-
-async def test_what_takes_long_is_read_aside_while_others_write(tmp_path: Path) -> None:
-    async with open_database(tmp_path / "a db?") as db:
-        await db.prepare("notes", TABLE)
-        await db.write(note("here"))
-        assert await db.read_aside(lambda aside: aside.execute("SELECT text FROM notes").fetchall()) == [("here",)]
-        with pytest.raises(StoreError, match="readonly"):
-            await db.read_aside(lambda aside: aside.execute("DELETE FROM notes"))
 
 
 async def test_a_directory_that_is_missing_is_a_store_error(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from ipfsreg.testing.topic import MemoryMesh
 
 LARGE = os.urandom(300_000)
 SMALL = b"a manifest, say"
-FORGED = build_node([], Delta((Element("/forged", b"never merged"),), (), 1)).block.data
+FORGED = bytes(build_node([], Delta((Element("/forged", b"never merged"),), (), 1)).block.data)
 """The bytes of a node, pushed as a blob."""
 
 PAGE_BYTES = 4096

@@ -26,6 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -326,8 +327,18 @@ def read_tables(node: Daemon) -> Iterator[sqlite3.Connection]:
         db.close()
 
 
-def places_of(node: Daemon, repository: str) -> tuple[dict[str, int], dict[int, list[int]]]:
-    """In which node of the DAG each history key stands, and the children of all."""
+@dataclass(frozen=True)
+class Dag:
+    """What a node's tables say of the moves of one repository."""
+
+    places: dict[str, int]
+    """In which node of the DAG each history key stands."""
+    children: dict[int, list[int]]
+    tombstones: dict[str, list[tuple[int, int]]]
+    """By the key of a tag: a node whose value is removed, and the node that does so."""
+
+
+def read_dag(node: Daemon, repository: str) -> Dag:
     with read_tables(node) as db:
         prefix = f"/r/{repository}/_h/"
         rows = db.execute("SELECT key, node FROM crdt_elements WHERE key >= ? AND key < ?", (prefix, prefix + "\x7f"))
@@ -335,7 +346,13 @@ def places_of(node: Daemon, repository: str) -> tuple[dict[str, int], dict[int, 
         children: dict[int, list[int]] = {}
         for parent, child in db.execute("SELECT parent, child FROM crdt_links"):
             children.setdefault(parent, []).append(child)
-    return places, children
+        tombstones: dict[str, list[tuple[int, int]]] = {}
+        prefix = f"/r/{repository}/_t/"
+        for key, removed, by in db.execute(
+            "SELECT key, node, by FROM crdt_tombstones WHERE key >= ? AND key < ?", (prefix, prefix + "\x7f")
+        ):
+            tombstones.setdefault(key, []).append((removed, by))
+    return Dag(places, children, tombstones)
 
 
 def agree(swarm: Swarm) -> bool:
@@ -356,7 +373,7 @@ def look(swarm: Swarm, repository: str, tags: list[str]) -> dict[str, Shown]:
     """What every node shows."""
     shown = {}
     for name, node in swarm.nodes.items():
-        places, children = places_of(node, repository)
+        dag = read_dag(node, repository)
         values: dict[str, str | None] = {}
         logs: dict[str, tuple[LoggedMove, ...]] = {}
         with node.inside(), httpx.Client(base_url="http://127.0.0.1:5000", timeout=ANSWER_S) as client:
@@ -365,7 +382,7 @@ def look(swarm: Swarm, repository: str, tags: list[str]) -> dict[str, Shown]:
                 values[tag] = answer.headers["Docker-Content-Digest"] if answer.status_code == 200 else None
                 if answer.status_code not in (200, 404):
                     swarm.findings.append(f"{name}: {repository}:{tag} is answered {answer.status_code} {answer.text}")
-                logs[tag] = log_of(node, repository, tag, places, children)
+                logs[tag] = log_of(node, repository, tag, dag)
                 for move in logs[tag]:
                     path = f"/v2/{repository}/manifests/{move.to}"
                     if move.to is not None and patiently(swarm, client, "HEAD", path).status_code != 200:
@@ -385,20 +402,25 @@ def patiently(swarm: Swarm, client: httpx.Client, method: str, path: str) -> htt
                 raise
 
 
-def log_of(
-    node: Daemon, repository: str, tag: str, places: dict[str, int], children: dict[int, list[int]]
-) -> tuple[LoggedMove, ...]:
+def log_of(node: Daemon, repository: str, tag: str, dag: Dag) -> tuple[LoggedMove, ...]:
     mark = f"/r/{repository}/_h/{tag}/"
-    mine = {key[len(mark) :]: place for key, place in places.items() if key.startswith(mark)}
+    mine = {key[len(mark) :]: place for key, place in dag.places.items() if key.startswith(mark)}
     if not mine:
         return ()
     moves = ask(node.config, "/log", {"repository": repository, "tag": tag})["moves"]
     keys = [(move["when_us"], move["peer"]) for move in moves]
     by_time = {int(suffix.partition("-")[0], 16): place for suffix, place in mine.items()}
     found: dict[MoveKey, int] = {key: by_time[key[0]] for key in keys}
-    below = moves_below(found, children)
+    below = moves_below(found, dag.children)
+    at = {place: key for key, place in found.items()}
+    removed: dict[MoveKey, set[MoveKey]] = {key: set() for key in keys}
+    for push, by in dag.tombstones.get(f"/r/{repository}/_t/{tag}", ()):
+        if push in at and by in at:
+            removed[at[by]].add(at[push])
     return tuple(
-        LoggedMove(move["peer"], move["when_us"], move["to"], move["from"], move["step"], below[key])
+        LoggedMove(
+            move["peer"], move["when_us"], move["to"], move["from"], move["step"], below[key], frozenset(removed[key])
+        )
         for move, key in zip(moves, keys, strict=True)
     )
 

@@ -34,7 +34,8 @@ def code_of(response: Response) -> str:
         (errors.ManifestTooLarge("x"), 413, "MANIFEST_INVALID"),
         (errors.StoreFull("x"), 507, "UNKNOWN"),
         (errors.PeerUnreachable("x"), 503, "UNAVAILABLE"),
-        (errors.StoreDamaged("x"), 500, "UNKNOWN"),
+        (errors.StoreDamaged("x"), 503, "UNAVAILABLE"),
+        (errors.StoreError("x"), 500, "UNKNOWN"),
         (BodyTooLarge(5), 413, "SIZE_INVALID"),
         (RequestRefused(400, "x"), 400, "UNSUPPORTED"),
         (RouteUnknown("x"), 404, "UNSUPPORTED"),
@@ -55,9 +56,12 @@ def test_codes_of_client_errors_are_those_of_the_specification() -> None:
     assert {code for status, code in OCI_ERRORS.values() if status < 500} <= SPECIFIED
 
 
-def test_what_a_client_cannot_have_caused_is_logged_and_not_explained(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.ERROR)
-    response = error_response(errors.StoreDamaged("secret path /var/lib/x"))
+@pytest.mark.parametrize("kind", [errors.StoreError, errors.StoreDamaged])
+def test_what_a_client_cannot_have_caused_is_logged_and_not_explained(
+    caplog: pytest.LogCaptureFixture, kind: type[errors.StoreError]
+) -> None:
+    caplog.set_level(logging.WARNING)
+    response = error_response(kind("secret path /var/lib/x"))
     assert isinstance(response.body, bytes)
     assert b"secret" not in response.body
     assert "secret path /var/lib/x" in caplog.text

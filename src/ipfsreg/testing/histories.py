@@ -8,7 +8,8 @@ The judge knows operations with their answers, the log and the value of each tag
 stands below which in the DAG. Every push has a digest of its own, so that a value names the push it comes from.
 
 The exception of docs/consistency.md (a node that writes while it is catching up) shows in the DAG: the move does not
-stand above the push it saw. Of tags with such a move it is not asked by whom a value was removed.
+stand above the push it saw, or not above all whose values it removes. Of tags with such a move it is not asked that
+nothing old comes back.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class LoggedMove:
     step: int | None
     below: frozenset[MoveKey]
     """The moves of the same tag that stand below it in the DAG."""
+    removed: frozenset[MoveKey] = frozenset()
+    """Those whose values it removes by name."""
 
     @property
     def key(self) -> MoveKey:
@@ -148,7 +151,7 @@ class _Tag:
 
     def _stands_above_what_it_saw(self, move: LoggedMove) -> bool:
         push = self._pushes.get(move.before or "")
-        return push is None or push.key in move.below
+        return (push is None or push.key in move.below) and move.removed <= move.below
 
     def findings(self) -> Iterator[str]:
         """Each broken promise."""
@@ -188,14 +191,18 @@ class _Tag:
 
     def _no_way_back(self) -> Iterator[str]:
         """Nothing comes back, and nothing goes but by who had it."""
+        if not self.all_above:
+            return
         for push in self._pushes.values():
             above = [move for move in self._log if push.key in move.below]
             if push.to == self._value and above:
                 yield f"{push.to} is back, which {above[0].peer} had moved away from"
-            if self._value is None and self.all_above and not any(move.to is None for move in above):
+            if self._value is None and not any(move.to is None for move in above):
                 yield f"the push of {push.to} was never deleted by anybody who had it, and is gone"
 
     def _read_your_writes(self) -> Iterator[str]:
+        if not self.all_above:
+            return
         for read in self._reads:
             known = [write for write in self._writes if write.outcome == "done" and write.node == read.node]
             for write in [*known, *([read.after] if read.after is not None else [])]:
@@ -205,7 +212,7 @@ class _Tag:
                 (move,) = moves
                 what = f"a read of {read.found} at {read.node} after {write.to} was written at {write.node}"
                 if read.found is None:
-                    if self.all_above and not any(o.to is None and move.key in o.below for o in self._log):
+                    if not any(other.to is None and move.key in other.below for other in self._log):
                         yield f"{what}, which nobody deleted"
                 elif read.found not in self._pushes:
                     yield f"{what}: that is in no log"

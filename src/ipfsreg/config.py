@@ -113,6 +113,82 @@ class HttpConfig(_Section, frozen=True):
     """Path of a PEM file: the certificate, then its chain. Read again when it changes."""
     tls_key: str = ""
     """Path of a PEM file with the certificate's private key."""
+    requests_per_s: float = 0.0
+    """Requests that one client may send each second; 0: any number."""
+    requests_burst: float = 200.0
+    """How many of them may come at once after a pause."""
+    requests_at_once: int = 0
+    """Requests of one client under way at once; 0: any number."""
+
+
+class GroupConfig(_Section, frozen=True):
+    """One of `[[auth.groups]]`: users under one name."""
+
+    name: str
+    users: tuple[str, ...]
+
+
+class RuleConfig(_Section, frozen=True):
+    """One of `[[auth.rules]]`: who may do what in some repositories. The first that fits a repository decides."""
+
+    repositories: str
+    """A pattern: `*` stands for any text, slashes too."""
+    pull: tuple[str, ...] = ()
+    """Users, `@` and a group, or `*`."""
+    push: tuple[str, ...] = ()
+    create: tuple[str, ...] = ()
+    """Who may push, but not move tags that there are."""
+    delete: tuple[str, ...] = ()
+
+
+class IssuerConfig(_Section, frozen=True):
+    """One of `[[auth.issuers]]`: somebody else's tokens to accept."""
+
+    issuer: str
+    jwks: str
+    """Path or https URL of its public keys."""
+    audience: str = ""
+    """What its tokens have to be for. Empty: `auth.service`."""
+    repositories: str = "*"
+    """A pattern: what its tokens may be about."""
+
+
+class AuthConfig(_Section, frozen=True):
+    """`[auth]`: who may do what over HTTP. Without passwords and issuers everybody may do everything."""
+
+    htpasswd: str = ""
+    """Path of a password file with bcrypt hashes. Read again when it changes."""
+    anonymous_pull: bool = False
+    """Let `*` stand for those who have not logged in, too, where it is about pulling."""
+    admins: tuple[str, ...] = ()
+    """Who may do everything everywhere."""
+    catalog: tuple[str, ...] = ("*",)
+    """Who may list repositories; each sees those it may pull from."""
+    groups: tuple[GroupConfig, ...] = ()
+    rules: tuple[RuleConfig, ...] = ()
+    """None: whoever has logged in may pull, push and delete everywhere."""
+    tokens: bool = True
+    """Ask clients for a token of the token service. Else for the password with every request."""
+    realm: str = ""
+    """URL of the token service. Empty: this node's own, under the name clients reach it by."""
+    service: str = "ipfsreg"
+    """What tokens are for. Nodes behind one name need the same."""
+    token_key: str = ""
+    """Path of a PEM file with the key that signs tokens. Empty: a key of this node alone."""
+    token_s: float = 300.0
+    """Seconds that a token is good for."""
+    issuers: tuple[IssuerConfig, ...] = ()
+    failed_logins_per_min: float = 30.0
+    """Failed logins of one address, before it has to wait; 0: any number."""
+
+
+class AuditConfig(_Section, frozen=True):
+    """`[audit]`: who did what, as JSON lines."""
+
+    path: str = ""
+    """A file to append to, opened anew on SIGHUP. Empty: no audit log."""
+    pulls: bool = False
+    """Pulls, too. Else pushes, deletions, logins and what was refused."""
 
 
 class FetchConfig(_Section, frozen=True):
@@ -150,6 +226,8 @@ class Config(_Section, frozen=True):
     crdt: CrdtConfig = CrdtConfig()
     registry: RegistryConfig = RegistryConfig()
     http: HttpConfig = HttpConfig()
+    auth: AuthConfig = AuthConfig()
+    audit: AuditConfig = AuditConfig()
     fetch: FetchConfig = FetchConfig()
     access_log: AccessLogConfig = AccessLogConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -263,18 +341,28 @@ def _holds_tables(kind: Any) -> bool:
     return any(isinstance(one, type) and issubclass(one, _Section) for one in typing.get_args(kind))
 
 
+_TABLES = {
+    WriterConfig: '[[crdt.writers]] with repositories = "team/*", peers = ["12D3KooW…"] and perhaps '
+    'former = [{peer = "12D3KooW…", heads = ["bafy…"]}]',
+    GroupConfig: '[[auth.groups]] with name = "team-a" and users = ["alice", "bob"]',
+    RuleConfig: '[[auth.rules]] with repositories = "team-a/*" and any of pull = ["*"], push = ["@team-a"], '
+    'create = ["ci"], delete = ["alice"]',
+    IssuerConfig: '[[auth.issuers]] with issuer = "https://login.example", jwks = "https://login.example/jwks.json" '
+    'and perhaps audience = "registry" and repositories = "team-a/*"',
+}
+
+
 def _right(kind: Any, default: Any) -> str:
     """What a value of *kind* looks like."""
-    if kind == tuple[WriterConfig, ...]:
-        return (
-            'must be tables, each as [[crdt.writers]] with repositories = "team/*", peers = ["12D3KooW…"] and perhaps '
-            'former = [{peer = "12D3KooW…", heads = ["bafy…"]}]'
-        )
+    for table in typing.get_args(kind):
+        if table in _TABLES:
+            return f"must be tables, each as {_TABLES[table]}"
     if _is_list(kind):
         return f"must be a list of texts, as {json.dumps(default or ['…', '…'], ensure_ascii=False)}"
     if typing.get_origin(kind) is typing.Literal:
         return f"must be one of {', '.join(typing.get_args(kind))}"
-    return {bool: "must be true or false", float: "must be a number"}.get(kind, "must be text in quotes")
+    numbers = {bool: "must be true or false", float: "must be a number", int: "must be a whole number"}
+    return numbers.get(kind, "must be text in quotes")
 
 
 def _convert(values: dict[str, Any]) -> Config:
@@ -309,6 +397,13 @@ def _check(config: Config) -> None:
     if not config.http.listen:
         raise ConfigError("http.listen", [], 'at least one address and port, as ["127.0.0.1:5000"]')
     _check_listen(config.http)
+    _check_auth(config.auth)
+    for key, low, high in (("requests_per_s", 0, 1e6), ("requests_burst", 1, 1e6), ("requests_at_once", 0, 1e6)):
+        value = getattr(config.http, key)
+        if not low <= value <= high:
+            raise ConfigError(f"http.{key}", value, f"a number from {low} to {high:.0f}")
+    if "\0" in config.audit.path:
+        raise ConfigError("audit.path", config.audit.path, "the path of a file")
     for address in config.metrics.listen:
         parse_host_port("metrics.listen", address)
     if "\0" in config.access_log.path:
@@ -349,6 +444,47 @@ def _check_listen(http: HttpConfig) -> None:
                 address,
                 "needs a certificate: set http.tls_certificate and http.tls_key, paths of PEM files",
             )
+
+
+_SERVICE = re.compile(r"[A-Za-z0-9._:/ -]{1,200}", re.ASCII)
+
+
+def _check_auth(auth: AuthConfig) -> None:
+    if not 10 <= auth.token_s <= 86400:
+        raise ConfigError("auth.token_s", auth.token_s, "seconds from 10 to 86400")
+    if not 0 <= auth.failed_logins_per_min <= 1e6:
+        raise ConfigError("auth.failed_logins_per_min", auth.failed_logins_per_min, "a number from 0 to 1000000")
+    if not _SERVICE.fullmatch(auth.service):
+        raise ConfigError("auth.service", auth.service, "1 to 200 letters, digits or any of . _ : / -")
+    if auth.realm and not re.fullmatch(r"https?://[!#-\[\]-~]{1,500}", auth.realm):
+        raise ConfigError("auth.realm", auth.realm, "a URL, as https://registry.example/token")
+    groups = {group.name for group in auth.groups}
+    named = [("auth.admins", auth.admins), ("auth.catalog", auth.catalog)]
+    for rule in auth.rules:
+        named += [(f"auth.rules.{right}", getattr(rule, right)) for right in ("pull", "push", "create", "delete")]
+    for key, names in named:
+        for name in names:
+            if name.startswith("@") and name[1:] not in groups:
+                raise ConfigError(
+                    key, name, f"no such group; [[auth.groups]] has {', '.join(sorted(groups)) or 'none'}"
+                )
+    if "*" in auth.admins:
+        raise ConfigError("auth.admins", list(auth.admins), "names of users and groups; not everybody can be one")
+    for group in auth.groups:
+        for user in group.users:
+            if user == "*" or user.startswith("@"):
+                raise ConfigError("auth.groups.users", user, "the name of a user")
+    for issuer in auth.issuers:
+        _check_issuer(issuer)
+
+
+def _check_issuer(issuer: IssuerConfig) -> None:
+    scheme, separator, rest = issuer.jwks.partition("://")
+    local = rest.startswith(("127.0.0.1", "localhost", "[::1]"))
+    if not issuer.jwks or (separator and scheme != "https" and not (scheme == "http" and local)):
+        raise ConfigError("auth.issuers.jwks", issuer.jwks, "the path of a file, or an https URL")
+    if not issuer.issuer:
+        raise ConfigError("auth.issuers.issuer", "", "what its tokens say as iss")
 
 
 def _check_multiaddr(key: str, text: str, example: str) -> None:

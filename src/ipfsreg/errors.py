@@ -161,8 +161,26 @@ class ContentUnavailable(RegistryError):
     """The name is known here, but no peer in reach has the bytes now."""
 
 
+class Unauthorized(RegistryError):
+    """Nobody knows who asks, or what they brought proves too little."""
+
+    def __init__(self, text: str, *, error: str = "", challenge: str = "") -> None:
+        """*error*: what RFC 6750, 3.1 calls it; *challenge*: the WWW-Authenticate header, once it is known."""
+        super().__init__(text)
+        self.error = error
+        self.challenge = challenge
+
+
 class Denied(RegistryError):
     """Known, but not allowed."""
+
+
+class TooManyRequests(RegistryError):
+    """A client asked for more than it may in this time."""
+
+    def __init__(self, text: str, retry_after_s: float) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 class Unsupported(RegistryError):

@@ -39,7 +39,8 @@ from ipfsreg.http.accesslog import AccessLog, open_access_log
 from ipfsreg.http.admin import make_admin
 from ipfsreg.http.app import make_app
 from ipfsreg.http.connection import ServerSettings
-from ipfsreg.http.listen import open_listeners
+from ipfsreg.http.door.opening import open_door
+from ipfsreg.http.listen import open_listeners, split_scheme
 from ipfsreg.http.reloading import Reloaded, Reloads, open_reloads
 from ipfsreg.http.server import open_server
 from ipfsreg.http.tls import Tls
@@ -372,6 +373,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         stack.enter_context(alone_on(directory))
         await _check_places(config.http.listen)
         identity = identity_of(config)
+        front_door = await stack.enter_async_context(open_door(config, identity.to_protobuf()))
         replica_settings = _replica_settings(config, identity.peer_id)
         database = await stack.enter_async_context(open_database(directory / "node.db"))
         store, blobs = await stack.enter_async_context(open_blobstore(directory, database))
@@ -424,6 +426,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         )
         parts.registry = registry
         reloaded = [Reloaded(tls.paths, tls.reload)] if tls is not None else []
+        reloaded += front_door.reloaded
         reloads = await stack.enter_async_context(open_reloads(reloaded))
         node = Node(config, database, host, redial, topic, blobs, bitswap, replica, registry, reloads, started_at)
         admin = make_admin({"/status": node.status}, {"/log": node.log}, {"/rollback": node.roll_back})
@@ -432,7 +435,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         front = ServerSettings(drain_s=config.node.drain_s)
         server = await stack.enter_async_context(
             open_server(
-                health.answering(make_app(registry)),
+                health.answering(make_app(registry, front_door.door)),
                 listen=config.http.listen,
                 settings=front,
                 tls=tls,
@@ -487,7 +490,7 @@ async def _check_places(places: Sequence[str]) -> None:
     Raises:
         ConfigError, AlreadyRunning: as `open_server`.
     """
-    for listener in await open_listeners(list(places)):
+    for listener in await open_listeners([split_scheme(place)[1] for place in places]):
         listener.close()
 
 

@@ -1,4 +1,4 @@
-"""The command line: `ipfsreg init | daemon | id | status | log | rollback | verify | repair`.
+"""The command line: `ipfsreg init | daemon | id | status | log | rollback | verify | repair | passwd`.
 
 Commands import what they run when they run it: `ipfsreg --help` must not load a network stack.
 """
@@ -191,6 +191,26 @@ def repair(config_path: Path | None) -> None:
         click.echo(f"           {digest} is damaged: pull it again, or push it")
     if report.aside is not None:
         click.echo(f"put aside  {report.aside}; delete it when you miss nothing")
+
+
+@main.command()
+@click.option("--delete", is_flag=True, help="Take the user out.")
+@click.option("--stdin", is_flag=True, help="Read the password from standard input, a line.")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("user")
+def passwd(file: Path, user: str, delete: bool, stdin: bool) -> None:
+    """Set a user's password in FILE, for auth.htpasswd. A running node takes it within seconds."""
+    from ipfsreg.cli.passwd import remove_user, set_password
+
+    if delete:
+        remove_user(file, user)
+        click.echo(f"removed {user}")
+        return
+    if stdin:
+        password = sys.stdin.readline().rstrip("\r\n")
+    else:
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    click.echo(f"{'added' if set_password(file, user, password) else 'changed'} {user}")
 
 
 def _load(path: Path | None) -> Config:

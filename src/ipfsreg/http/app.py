@@ -11,6 +11,7 @@ from typing import Any
 from ipfsreg.errors import IpfsregError
 from ipfsreg.http import blobs, listing, manifests, paths, uploads
 from ipfsreg.http.connection import Handler
+from ipfsreg.http.door.service import Door
 from ipfsreg.http.errors import error_response
 from ipfsreg.http.heads import heed_heads
 from ipfsreg.http.request import ClientGone, Request
@@ -18,7 +19,7 @@ from ipfsreg.http.responses import Header, Response
 from ipfsreg.registry.interface import Registry
 
 _API_VERSION: Header = ("Docker-Distribution-API-Version", "registry/2.0")
-_PONG = Response(200, (_API_VERSION, ("Content-Type", "application/json")), b"{}")
+_PONG = Response(200, (("Content-Type", "application/json"),), b"{}")
 
 # Each takes the action its path parses to; the table pairs them, which the type system cannot say.
 _HANDLERS: dict[type[paths.Action], Callable[[Registry, Request, Any], Awaitable[Response]]] = {
@@ -56,21 +57,34 @@ _ROUTES: dict[type[paths.Action], str] = {
 """What the books call them."""
 
 
-def make_app(registry: Registry) -> Handler:
-    """The handler that serves *registry* by distribution-spec 1.1 and its development additions."""
+def make_app(registry: Registry, door: Door | None = None) -> Handler:
+    """The handler that serves *registry* by distribution-spec 1.1 and its development additions.
+
+    Without a *door* everybody may do everything.
+    """
 
     async def answer(request: Request) -> Response:
+        action: paths.Action | None = None
         try:
-            action = paths.parse_action(request.method, request.path, request.query)
-            request.route = _ROUTES[type(action)]
-            if isinstance(action, paths.Ping):
-                return _PONG
-            await heed_heads(registry, request)
-            response = await _HANDLERS[type(action)](registry, request, action)
+            if door is not None and door.serves(request.path):
+                request.route = "token"
+                response = await door.give_token(request)
+            else:
+                action = paths.parse_action(request.method, request.path, request.query)
+                request.route = _ROUTES[type(action)]
+                if door is not None:
+                    action = await door.admit(request, action)
+                if isinstance(action, paths.Ping):
+                    response = _PONG
+                else:
+                    await heed_heads(registry, request)
+                    response = await _HANDLERS[type(action)](registry, request, action)
         except ClientGone:
             raise
         except IpfsregError as error:
             response = error_response(error)
+        if door is not None:
+            door.note(request, action, response.status)
         return Response(response.status, (_API_VERSION, *response.headers), response.body)
 
     return answer

@@ -335,7 +335,8 @@ class Connection:
         self._write_patience.renew(self._sent)
         body = ChunkedBody(self, first) if head.body_length is None else FixedBody(self, first, head.body_length)
         self._invitation_due = head.expects_continue and not body.exhausted
-        request = Request(head.method, head.target, head.headers, body, self._peer)
+        secure = self._tls is not None
+        request = Request(head.method, head.target, head.headers, body, self._peer, secure=secure)
         sent_before = self._sent
         status = _CLIENT_GONE
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 
 from ipfsreg.errors import (
     BlobUnknown,
@@ -28,6 +29,8 @@ from ipfsreg.errors import (
     StoreDamaged,
     StoreFull,
     TagInvalid,
+    TooManyRequests,
+    Unauthorized,
     Unsupported,
     UploadInvalid,
     UploadUnknown,
@@ -52,7 +55,9 @@ OCI_ERRORS: dict[type[IpfsregError], tuple[int, str]] = {
     UploadInvalid: (409, "BLOB_UPLOAD_INVALID"),
     RangeInvalid: (416, "BLOB_UPLOAD_INVALID"),
     SizeInvalid: (400, "SIZE_INVALID"),
+    Unauthorized: (401, "UNAUTHORIZED"),
     Denied: (403, "DENIED"),
+    TooManyRequests: (429, "TOOMANYREQUESTS"),
     Unsupported: (405, "UNSUPPORTED"),
     MethodUnsupported: (405, "UNSUPPORTED"),
     QueryInvalid: (400, "UNSUPPORTED"),
@@ -87,7 +92,11 @@ def error_response(error: IpfsregError) -> Response:
     headers: list[Header] = [_JSON]
     if isinstance(error, MethodUnsupported):
         headers.append(("Allow", error.allow))
-    if status in (429, 503):
+    if isinstance(error, Unauthorized) and error.challenge:
+        headers.append(("WWW-Authenticate", error.challenge))
+    if isinstance(error, TooManyRequests):
+        headers.append(("Retry-After", str(max(1, math.ceil(error.retry_after_s)))))
+    elif status == 503:
         headers.append(("Retry-After", str(_RETRY_AFTER_S)))
     return Response(status, headers, error_body(code, message))
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlencode
+
+import trio
 
 from ipfsreg.http.paths import ListReferrers, ListRepositories, ListTags
 from ipfsreg.http.request import Request
@@ -14,6 +17,8 @@ from ipfsreg.registry.interface import Page, Registry
 
 _INDEX = "application/vnd.oci.image.index.v1+json"
 _JSON: Header = ("Content-Type", "application/json")
+_LOOKED_AT_ONCE = 1000
+"""Repositories between two turns of others, where only some of them are shown."""
 _MAX_REFERRERS_BYTES = 3 * 1024 * 1024
 """Clients read a referrers index as they read a manifest, up to 4 MiB."""
 
@@ -28,7 +33,24 @@ async def list_tags(registry: Registry, request: Request, action: ListTags) -> R
 async def list_repositories(registry: Registry, request: Request, action: ListRepositories) -> Response:
     """GET _catalog."""
     page = await registry.repositories(limit=action.limit, last=action.last)
+    if request.sees is not None:
+        page = await _visible(registry, action.limit, page, request.sees)
     return Response(200, _page_headers("/v2/_catalog", action.limit, page), _json(repositories=page.names))
+
+
+async def _visible(registry: Registry, limit: int, page: Page, sees: Callable[[str], bool]) -> Page:
+    """Up to *limit* of the repositories that the caller *sees*, from *page* on, however many others lie between."""
+    found: list[str] = []
+    while True:
+        for name in page.names:
+            if sees(name):
+                if len(found) == limit:
+                    return Page(tuple(found), more=True)
+                found.append(name)
+        if not page.more or not page.names:
+            return Page(tuple(found), more=False)
+        await trio.lowlevel.checkpoint()
+        page = await registry.repositories(limit=_LOOKED_AT_ONCE, last=page.names[-1])
 
 
 async def list_referrers(registry: Registry, request: Request, action: ListReferrers) -> Response:

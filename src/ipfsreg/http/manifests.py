@@ -41,7 +41,9 @@ async def put_manifest(registry: Registry, request: Request, action: PutManifest
         raise ManifestTooLarge(f"a manifest is at most {MAX_MANIFEST_BYTES} bytes") from None
     # Without one, the manifest's own mediaType counts.
     media_type = request.headers.get("content-type", "").partition(";")[0].strip()
-    pushed = await registry.put_manifest(action.repository, action.reference, media_type, data, action.tags)
+    pushed = await registry.put_manifest(
+        action.repository, action.reference, media_type, data, action.tags, overwrite=request.may_overwrite
+    )
     headers: list[Header] = [
         ("Location", f"/v2/{action.repository}/manifests/{pushed.digest}"),
         ("Docker-Content-Digest", str(pushed.digest)),

@@ -31,6 +31,8 @@ class Reloaded:
     paths: tuple[Path, ...]
     reload: Callable[[], None]
     """Called in a worker thread. Raises IpfsregError where what was read before has to stay in use."""
+    watched: bool = True
+    """Whether a change is a reason; else only somebody who says so is."""
 
 
 class Reloads:
@@ -45,6 +47,8 @@ class Reloads:
         """Read again everything, or what has changed. What fails is logged and stays as it was."""
         async with self._one_at_a_time:
             for index, one in enumerate(self._reloaded):
+                if changed_only and not one.watched:
+                    continue
                 # Taken before the files are read: a change in between is seen at the next look.
                 stamps = await trio.to_thread.run_sync(_stamps, one.paths)
                 if changed_only and stamps == self._stamps[index]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Protocol, TypeVar
 
@@ -62,9 +63,26 @@ class Body(Protocol):
 class Request:
     """The head of one request, its body still to be read."""
 
-    __slots__ = ("_kept", "body", "headers", "method", "path", "peer", "query", "route", "target", "user")
+    __slots__ = (
+        "_kept",
+        "body",
+        "headers",
+        "how",
+        "may_overwrite",
+        "method",
+        "path",
+        "peer",
+        "query",
+        "route",
+        "secure",
+        "sees",
+        "target",
+        "user",
+    )
 
-    def __init__(self, method: str, target: str, headers: dict[str, str], body: Body, peer: str) -> None:
+    def __init__(
+        self, method: str, target: str, headers: dict[str, str], body: Body, peer: str, *, secure: bool = False
+    ) -> None:
         self.method = method
         self.target = target
         """As sent, without scheme and host: path and query, nothing decoded. ASCII, by the parser's rule."""
@@ -74,10 +92,18 @@ class Request:
         self.body = body
         self.peer = peer
         """Address the bytes come from, for logs and limits."""
-        self.user = ""
-        """Who it is, where somebody has found that out; "" for anybody."""
         self.route = ""
         """What kind of request it is, of a small number of kinds: for the books (`tally`)."""
+        self.secure = secure
+        """Whether they came by TLS."""
+        self.user = ""
+        """Who sent it, as far as that was proved; empty: nobody we know."""
+        self.how = ""
+        """How that was proved."""
+        self.may_overwrite = True
+        """Whether it may move a tag that there is."""
+        self.sees: Callable[[str], bool] | None = None
+        """Which repositories its sender may know of; None: all."""
         self._kept: AsyncExitStack | None = None
 
     async def keep(self, resource: AbstractAsyncContextManager[T]) -> T:

@@ -37,7 +37,7 @@ async def start_upload(registry: Registry, request: Request, action: StartUpload
             return _created(repository, await registry.mount_blob(repository, action.mount, action.source))
         except (BlobUnknown, NameUnknown):
             pass  # The client goes on with an upload, as the specification says.
-    session = await registry.start_upload(repository, action.algorithm)
+    session = await registry.start_upload(repository, action.algorithm, owner=request.user)
     if action.digest is None:
         registry.release_upload(session)
         return Response(202, [*_progress(session), ("OCI-Chunk-Min-Length", str(_CHUNK_MIN_BYTES))])
@@ -53,13 +53,13 @@ async def start_upload(registry: Registry, request: Request, action: StartUpload
 
 async def get_upload(registry: Registry, request: Request, action: GetUpload) -> Response:
     """GET: how far it is."""
-    async with _holding(registry, action.repository, action.upload_id) as session:
+    async with _holding(registry, request, action.repository, action.upload_id) as session:
         return Response(204, _progress(session))
 
 
 async def append_upload(registry: Registry, request: Request, action: AppendUpload) -> Response:
     """PATCH: more bytes. What has arrived counts, also when the client goes away in the middle."""
-    async with _holding(registry, action.repository, action.upload_id) as session:
+    async with _holding(registry, request, action.repository, action.upload_id) as session:
         try:
             await _receive(request, session)
         except OutOfOrder as error:
@@ -69,7 +69,7 @@ async def append_upload(registry: Registry, request: Request, action: AppendUplo
 
 async def finish_upload(registry: Registry, request: Request, action: FinishUpload) -> Response:
     """PUT: the last bytes, if any, and what the whole is."""
-    async with _holding(registry, action.repository, action.upload_id) as session:
+    async with _holding(registry, request, action.repository, action.upload_id) as session:
         try:
             await _receive(request, session)
         except OutOfOrder as error:
@@ -79,14 +79,16 @@ async def finish_upload(registry: Registry, request: Request, action: FinishUplo
 
 async def cancel_upload(registry: Registry, request: Request, action: CancelUpload) -> Response:
     """DELETE: throw it away."""
-    async with _holding(registry, action.repository, action.upload_id) as session:
+    async with _holding(registry, request, action.repository, action.upload_id) as session:
         await session.cancel()
     return Response(204)
 
 
 @asynccontextmanager
-async def _holding(registry: Registry, repository: RepositoryName, upload_id: str) -> AsyncIterator[UploadSession]:
-    session = await registry.resume_upload(repository, upload_id)
+async def _holding(
+    registry: Registry, request: Request, repository: RepositoryName, upload_id: str
+) -> AsyncIterator[UploadSession]:
+    session = await registry.resume_upload(repository, upload_id, owner=request.user)
     try:
         yield session
     finally:

@@ -153,14 +153,17 @@ class Registry(Protocol):
     async def mount_blob(self, repository: RepositoryName, digest: Digest, source: RepositoryName | None) -> BlobStat:
         """Let *repository* serve a blob of *source* (None: of any repository) without an upload. Raises BlobUnknown."""
 
-    async def start_upload(self, repository: RepositoryName, algorithm: str = "sha256") -> UploadSession:
-        """Begin a push. *algorithm* is that of the digest expected at its end; another one costs a second pass."""
+    async def start_upload(
+        self, repository: RepositoryName, algorithm: str = "sha256", *, owner: str = ""
+    ) -> UploadSession:
+        """Begin a push of *owner*'s. *algorithm* is that of the digest expected at its end; another one costs a second
+        pass."""
 
-    async def resume_upload(self, repository: RepositoryName, upload_id: str) -> UploadSession:
-        """A push begun before, also before a restart.
+    async def resume_upload(self, repository: RepositoryName, upload_id: str, *, owner: str = "") -> UploadSession:
+        """A push that *owner* began before, also before a restart.
 
         Raises:
-            UploadUnknown: none of that id in this repository on this node.
+            UploadUnknown: none of that id in this repository, by this owner, on this node.
             UploadInvalid: another request is writing to it now.
         """
 
@@ -174,11 +177,19 @@ class Registry(Protocol):
         """Raises NameUnknown, ManifestUnknown, ContentUnavailable."""
 
     async def put_manifest(
-        self, repository: RepositoryName, reference: Reference, media_type: str, data: bytes, tags: Sequence[Tag] = ()
+        self,
+        repository: RepositoryName,
+        reference: Reference,
+        media_type: str,
+        data: bytes,
+        tags: Sequence[Tag] = (),
+        *,
+        overwrite: bool = True,
     ) -> ManifestPushed:
         """Publish a manifest, under *reference* and *tags*; one delta; on return it survives a power cut.
 
         Raises:
+            Denied: without *overwrite*, a tag points at another manifest; or it is immutable.
             ManifestInvalid, ManifestTooLarge, DigestMismatch (reference is a digest that does not fit),
             ManifestBlobUnknown: it names content this repository does not have.
         """

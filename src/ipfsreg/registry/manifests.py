@@ -156,7 +156,14 @@ class Manifests:
         return data
 
     async def put(
-        self, repository: RepositoryName, reference: Reference, media_type: str, data: bytes, tags: Sequence[Tag]
+        self,
+        repository: RepositoryName,
+        reference: Reference,
+        media_type: str,
+        data: bytes,
+        tags: Sequence[Tag],
+        *,
+        overwrite: bool = True,
     ) -> ManifestPushed:
         """See `Registry.put_manifest`."""
         if len(data) <= _PARSED_INLINE_BYTES:
@@ -172,12 +179,13 @@ class Manifests:
             digest = Digest.of(data)
             tags = (reference, *tags)
         self._check_content(repository, manifest)
-        for tag in tags:
-            self._move(repository, tag, digest, self._last_us)  # what is denied is denied before anything is stored
+        # What is denied is denied before anything is stored.
+        self._check_tags(repository, tags, digest, overwrite=overwrite)
         info = await self._blobs.put_whole(data, digest)
         self._providing.add(info.root)
-        # Again, and from here on without a pause: what it names may have been deleted meanwhile.
+        # Again, and from here on without a pause: what it names may have been deleted meanwhile, its tags been set.
         linked = self._check_content(repository, manifest)
+        self._check_tags(repository, tags, digest, overwrite=overwrite)
         links = list(linked.values())
         while len(links) > MAX_LINKS_PER_DELTA:
             # They do not fit into one block with the rest. Links that nothing names yet do no harm.
@@ -188,6 +196,14 @@ class Manifests:
         if linked:
             await self._links.drop_pending(repository, list(linked))
         return ManifestPushed(digest, _subject_of(manifest), tuple(tags), heads)
+
+    def _check_tags(self, repository: RepositoryName, tags: Iterable[Tag], to: Digest, *, overwrite: bool) -> None:
+        """Raises Denied: a tag may not be moved to *to*."""
+        for tag in tags:
+            if self._move(repository, tag, to, self._last_us) and not overwrite:
+                before = self.tag_target(repository, tag)
+                if before is not None:
+                    raise Denied(f"{repository}:{tag} is at {before}, and you may not move a tag that there is")
 
     def _check_content(self, repository: RepositoryName, manifest: Manifest) -> dict[Digest, Put]:
         """The links this manifest makes real. Raises ManifestBlobUnknown."""

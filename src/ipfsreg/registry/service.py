@@ -129,11 +129,11 @@ class LocalRegistry:
 
     # ---------------------------------------------------------------- uploads
 
-    async def start_upload(self, repository: RepositoryName, algorithm: str = "sha256") -> Upload:
-        return await self._uploads.start(repository, algorithm)
+    async def start_upload(self, repository: RepositoryName, algorithm: str = "sha256", *, owner: str = "") -> Upload:
+        return await self._uploads.start(repository, algorithm, owner)
 
-    async def resume_upload(self, repository: RepositoryName, upload_id: str) -> Upload:
-        return await self._uploads.resume(repository, upload_id)
+    async def resume_upload(self, repository: RepositoryName, upload_id: str, *, owner: str = "") -> Upload:
+        return await self._uploads.resume(repository, upload_id, owner)
 
     def release_upload(self, session: UploadSession) -> None:
         self._uploads.release(session.id)
@@ -147,9 +147,16 @@ class LocalRegistry:
         return await self._manifests.get(repository, reference)
 
     async def put_manifest(
-        self, repository: RepositoryName, reference: Reference, media_type: str, data: bytes, tags: Sequence[Tag] = ()
+        self,
+        repository: RepositoryName,
+        reference: Reference,
+        media_type: str,
+        data: bytes,
+        tags: Sequence[Tag] = (),
+        *,
+        overwrite: bool = True,
     ) -> ManifestPushed:
-        return await self._manifests.put(repository, reference, media_type, data, tags)
+        return await self._manifests.put(repository, reference, media_type, data, tags, overwrite=overwrite)
 
     async def delete_manifest(self, repository: RepositoryName, reference: Reference) -> tuple[Cid, ...]:
         return await self._manifests.delete(repository, reference)

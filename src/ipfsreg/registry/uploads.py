@@ -1,8 +1,9 @@
 """Pushes of blobs under way on this node.
 
-An upload ID is `<id of the bytes in the store>.<seal>`. The seal is a MAC over that ID and the repository with a key
-only this node has: an ID used under another repository is simply not known there, and nothing about an upload has
-to be written down beyond its bytes, so sessions outlive a restart without a table of their own.
+An upload ID is `<id of the bytes in the store>.<seal>`. The seal is a MAC over that ID, the repository and the user who
+began it with a key only this node has: an ID used under another repository or by somebody else is simply not known
+there, and nothing about an upload has to be written down beyond its bytes, so sessions outlive a restart without a
+table of their own.
 """
 
 from __future__ import annotations
@@ -60,17 +61,17 @@ class Uploads:
         self._secret = secret
         self._held: set[str] = set()
 
-    async def start(self, repository: RepositoryName, algorithm: str) -> Upload:
+    async def start(self, repository: RepositoryName, algorithm: str, owner: str) -> Upload:
         """Begin a push; the caller holds it until `release`."""
         received = await self._blobs.create_upload(algorithm)
-        upload = Upload(f"{received.id}.{self._seal(received.id, repository)}", repository, received, self)
+        upload = Upload(f"{received.id}.{self._seal(received.id, repository, owner)}", repository, received, self)
         self._held.add(upload.id)
         return upload
 
-    async def resume(self, repository: RepositoryName, upload_id: str) -> Upload:
+    async def resume(self, repository: RepositoryName, upload_id: str, owner: str) -> Upload:
         """Hold a push begun before. Raises UploadUnknown, UploadInvalid (held by another request)."""
         stored_id, _, seal = upload_id.partition(".")
-        if not hmac.compare_digest(seal.encode(), self._seal(stored_id, repository).encode()):
+        if not hmac.compare_digest(seal.encode(), self._seal(stored_id, repository, owner).encode()):
             raise UploadUnknown(f"no upload {upload_id[:100]!r} in {repository}")
         if upload_id in self._held:
             raise UploadInvalid("another request is using this upload now")
@@ -93,6 +94,7 @@ class Uploads:
         if self._links.replicated(repository, info.digest) is None:
             await self._links.add_pending(repository, info.digest, link_of(info))
 
-    def _seal(self, stored_id: str, repository: RepositoryName) -> str:
-        text = f"{stored_id}\n{repository}".encode()
+    def _seal(self, stored_id: str, repository: RepositoryName, owner: str) -> str:
+        # Neither of the first two holds a line end, so no two triples make the same text.
+        text = f"{stored_id}\n{repository}\n{owner}".encode()
         return hmac.new(self._secret, text, hashlib.sha256).hexdigest()[:_SEAL_DIGITS]

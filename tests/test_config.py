@@ -81,6 +81,18 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ('[p2p]\nprotector_key = "a\\u0000b"', "64 hex digits"),
         ('[node]\ndatastore_path = "a\\u0000b"', "must be a directory"),
         ("[fetch]\ngive_up_s = -1", "seconds above 0"),
+        ("[http]\nrequests_at_once = 1.5", r"http\.requests_at_once = 1\.5: must be a whole number"),
+        ("[http]\nrequests_burst = 0", "a number from 1 to 1000000"),
+        ("[auth]\ntoken_s = 5", r"auth\.token_s = 5\.0: seconds from 10 to 86400"),
+        ("[auth]\nfailed_logins_per_min = -1", "a number from 0"),
+        ('[auth]\nservice = "a\\"b"', "letters, digits"),
+        ('[auth]\nrealm = "registry.example/token"', "a URL, as https://registry.example/token"),
+        ('[auth]\nadmins = ["*"]', "not everybody can be one"),
+        ('[auth]\nadmins = ["@team"]', r"auth\.admins = '@team': no such group; \[\[auth\.groups\]\] has none"),
+        ('[[auth.rules]]\nrepositories = "*"\npush = ["@a"]', r"auth\.rules\.push = '@a': no such group"),
+        ('[[auth.rules]]\npush = ["a"]', r"must be tables, each as \[\[auth\.rules\]\]"),
+        ('[[auth.groups]]\nname = "a"\nusers = ["@b"]', "the name of a user"),
+        ('[[auth.issuers]]\nissuer = "a"\njwks = "http://b.example/keys"', "the path of a file, or an https URL"),
         ("[fetch]\ngive_up_s = nan", "seconds above 0"),
         ("[node", "is not TOML"),
         ('[node]\ndatastore_path = ""', "a directory"),
@@ -126,10 +138,13 @@ def test_every_key_can_come_from_the_environment(tmp_path: Path) -> None:
     }
     values |= {"listen_addrs": "/ip4/127.0.0.1/tcp/9", "trusted_peers": PEER, "listen": "127.0.0.1:1, [::1]:2"}
     values["writers"] = json.dumps([{"repositories": "team/*", "peers": [PEER]}])
+    values |= {"token_s": "60", "realm": "https://registry.example/token", "rules": '[{"repositories": "*"}]'}
+    values["groups"] = '[{"name": "team", "users": ["alice"]}]'
+    values["issuers"] = '[{"issuer": "https://login.example", "jwks": "/keys.json"}]'
     for section in default.__struct_fields__:
         for key in getattr(default, section).__struct_fields__:
             before = getattr(getattr(default, section), key)
-            other = {bool: str(not before), float: "3.5"}.get(type(before), "cd" * 32)
+            other = {bool: str(not before), float: "3.5", int: "3"}.get(type(before), "cd" * 32)
             text = values.get(key, other)
             changed = load(tmp_path, PRIVATE, **{f"IPFSREG_{section}_{key}".upper(): text})
             assert getattr(getattr(changed, section), key) not in (before, None), key

@@ -13,7 +13,9 @@ from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.crdt.memory import MemoryNames
 from ipfsreg.database import Database, open_database
 from ipfsreg.http.app import make_app
+from ipfsreg.http.door.service import Door
 from ipfsreg.http.server import Server, open_server
+from ipfsreg.http.tls import Tls
 from ipfsreg.registry.service import RegistrySettings, open_registry
 from ipfsreg.testing.network import MemoryEndpoint, MemorySwarm
 
@@ -28,6 +30,8 @@ async def open_front_door(
     endpoint: MemoryEndpoint | None = None,
     give_up_s: float = 5.0,
     wait_heads_s: float = 5.0,
+    door: Door | None = None,
+    tls: Tls | None = None,
 ) -> AsyncIterator[Server]:
     """Serve an empty registry on *listen*; blobs are kept in memory, or in *directory*.
 
@@ -48,7 +52,7 @@ async def open_front_door(
             upload_secret=bytes(32),
             settings=RegistrySettings(give_up_s=give_up_s, wait_heads_s=wait_heads_s),
         ) as registry,
-        open_server(make_app(registry), listen=[listen]) as server,
+        open_server(make_app(registry, door), listen=[listen], tls=tls) as server,
     ):
         yield server
 

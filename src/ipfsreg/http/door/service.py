@@ -225,7 +225,6 @@ def _refusal(keeper: Keeper, request: Request, caller: Caller, need: Need) -> Un
         caller.foreign or caller.user == ANONYMOUS or keeper.rules.allow(caller.user, need)
     ):
         error = "insufficient_scope"
-        return Unauthorized(
-            f"{what} needs more than this token allows", challenge=keeper.challenge.header(request, need, error)
-        )
+        why = "a login" if caller.user == ANONYMOUS else "more than this token allows"
+        return Unauthorized(f"{what} needs {why}", challenge=keeper.challenge.header(request, need, error))
     return Denied(f"{caller.user} may not: {what}")

@@ -11,8 +11,9 @@ number to a node nobody has seen. Everything here runs inside the transaction of
 
 from __future__ import annotations
 
+import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from ipfsreg.crdt.delta import Delta, Tombstone, block_id, multihash_of_id
 from ipfsreg.crdt.interface import KeyChanged
@@ -64,6 +65,12 @@ _WINNER = (
     "SELECT e.priority, e.value FROM crdt_elements AS e"  # noqa: S608 (constants)
     f" WHERE e.key = ? AND e.withheld = 0 AND {_UNBURIED} ORDER BY e.priority DESC, e.value DESC LIMIT 1"
 )
+
+
+_MARK = re.compile(r"/[a-z_]+/", re.ASCII)
+
+_ENDING_CHARS = 24
+"""Of an ending that are indexed: of a digest its algorithm and 68 bits, for a third of the room."""
 
 
 class Entries:
@@ -209,6 +216,38 @@ def read_name(database: Database, key: str) -> bytes | None:
     """The current value of *key*."""
     row = database.read("SELECT value FROM crdt_names WHERE key = ?", (key,)).fetchone()
     return None if row is None else row[0]
+
+
+def read_versions(database: Database, key: str) -> frozenset[bytes]:
+    """The multihashes of the nodes whose values of *key* are live here, those that are withheld too."""
+    return frozenset(multihash for (multihash,) in database.read(_LIVE_IDS, (key,)))
+
+
+def index_endings(db: sqlite3.Connection, marks: Iterable[str]) -> None:
+    """Let `ends_in` answer for each of *marks*. The first time it reads all names, a second or two for a million."""
+    for mark in marks:
+        name = f"crdt_names_{_checked(mark).encode().hex()}"
+        db.execute(f"CREATE INDEX IF NOT EXISTS {name} ON crdt_names ({_ending(mark)}) WHERE instr(key, '{mark}') > 0")
+
+
+def ends_in(mark: str, ending: str, read: Callable[[str, tuple[str]], Iterator[tuple[object, ...]]]) -> bool:
+    """Whether a key ends with *mark* and *ending*; *read* executes SQL."""
+    sql = (
+        f"SELECT 1 FROM crdt_names WHERE instr(key, '{_checked(mark)}') > 0 AND {_ending(mark)} ="  # noqa: S608 (checked)
+        f" substr(?1, 1, {_ENDING_CHARS}) AND substr(key, instr(key, '{mark}') + {len(mark)}) = ?1 LIMIT 1"
+    )
+    return next(read(sql, (ending,)), None) is not None
+
+
+def _ending(mark: str) -> str:
+    """The SQL for what is indexed. It has to be the same, letter for letter, in the index and in the question."""
+    return f"substr(key, instr(key, '{mark}') + {len(mark)}, {_ENDING_CHARS})"
+
+
+def _checked(mark: str) -> str:
+    if not _MARK.fullmatch(mark):
+        raise ValueError(f"{mark!r} cannot stand in SQL")
+    return mark
 
 
 def scan_names(database: Database, prefix: str, after: str, limit: int | None) -> list[tuple[str, bytes]]:

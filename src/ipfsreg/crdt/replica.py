@@ -14,6 +14,7 @@ Wire format and rules: delta.py, merge.py, state.py.
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -27,7 +28,7 @@ from ipfsreg.blockstore.interface import BlockService, DatabaseBlockstore
 from ipfsreg.crdt import state
 from ipfsreg.crdt.dagsync import Dagsync, answer_all
 from ipfsreg.crdt.delta import Head, decode_broadcast, encode_broadcasts, node_cid
-from ipfsreg.crdt.entries import read_name, scan_names
+from ipfsreg.crdt.entries import ends_in, index_endings, read_name, read_versions, scan_names
 from ipfsreg.crdt.feed import ChangeFeed
 from ipfsreg.crdt.frontier import Frontier
 from ipfsreg.crdt.herald import Herald
@@ -80,6 +81,8 @@ class ReplicaSettings:
     """More heads than this are joined by a node without content when nobody writes."""
     quiet_s: tuple[float, float] = (10.0, 40.0)
     """How long nothing must have changed before, drawn anew each time: of many replicas one should do it."""
+    marks: tuple[str, ...] = ()
+    """What `Names.ends_in` can be asked for, as `/_l/`."""
     writers: Writers = EVERYBODY
     """Who may write what. Others than at the last start: everything is judged anew, which takes a moment."""
 
@@ -156,6 +159,12 @@ class Replica:
 
     def scan(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[tuple[str, bytes]]:
         return scan_names(self._database, prefix, after, limit)
+
+    def versions(self, key: str) -> frozenset[bytes]:
+        return read_versions(self._database, key)
+
+    def ends_in(self, mark: str, ending: str, db: sqlite3.Connection | None = None) -> bool:
+        return ends_in(mark, ending, self._database.read if db is None else db.execute)
 
     async def commit(self, changes: Sequence[Change]) -> tuple[Cid, ...]:
         check_changes(changes)
@@ -435,6 +444,9 @@ async def open_replica(
     """
     await database.prepare("crdt", state.SCHEMA)
     settings = settings or ReplicaSettings()
+    marks = settings.marks
+    if marks:
+        await database.write(lambda db: index_endings(db, marks))
     first = await database.write(
         partial(state.apply, store, state.Work(starting=True), writers=settings.writers, signer=signer)
     )

@@ -29,7 +29,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ipfsreg.crdt import entries
-from ipfsreg.crdt.delta import MAX_NODE_LINKS, MAX_PRIORITY, Delta, Element, Head, Node, Tombstone, build_node
+from ipfsreg.crdt.delta import (
+    MAX_NODE_LINKS,
+    MAX_PRIORITY,
+    Delta,
+    Element,
+    Head,
+    Node,
+    Tombstone,
+    build_node,
+    multihash_of_id,
+)
 from ipfsreg.crdt.entries import Entries
 from ipfsreg.crdt.interface import Change, KeyChanged, Put
 from ipfsreg.crdt.merge import PRIORITY_SLACK, height_of, priority_fault
@@ -294,6 +304,7 @@ class _Transaction:
             for change in changes
             if not isinstance(change, Put)
             for tombstone in self._entries.tombstones_for(change.key)
+            if change.versions is None or multihash_of_id(tombstone.id) in change.versions
         ]
         # What counts early was seen, and is not below the heads that this write builds on: where it is removed by name,
         # a deletion of what we write now does not bring it back.

@@ -100,8 +100,23 @@ class RegistryConfig(_Section, frozen=True):
 
     immutable_tags: tuple[str, ...] = ()
     """Patterns of `repository:tag`; such a tag is set once."""
+    fetch_pushed: bool = True
+    """Before a manifest push is answered, fetch what it names and this node lacks."""
     wait_heads_s: float = 10.0
     """Seconds that a read waits for the writes it says it has seen elsewhere (`Ipfsreg-Heads`)."""
+
+
+class GcConfig(_Section, frozen=True):
+    """`[gc]`: what no repository refers to."""
+
+    interval_s: float = 3600.0
+    """Seconds between two looks, on average. 0: only `ipfsreg gc` looks."""
+    grace_s: float = 86400.0
+    """Seconds that a name must have been of no use, counted while the node runs."""
+    blob_grace_s: float = 3600.0
+    """Seconds that a blob must have had no name."""
+    untagged: typing.Literal["keep", "delete"] = "keep"
+    """What becomes of manifests that no tag reaches, in all the swarm."""
 
 
 class HttpConfig(_Section, frozen=True):
@@ -225,6 +240,7 @@ class Config(_Section, frozen=True):
     p2p: P2pConfig = P2pConfig()
     crdt: CrdtConfig = CrdtConfig()
     registry: RegistryConfig = RegistryConfig()
+    gc: GcConfig = GcConfig()
     http: HttpConfig = HttpConfig()
     auth: AuthConfig = AuthConfig()
     audit: AuditConfig = AuditConfig()
@@ -412,6 +428,10 @@ def _check(config: Config) -> None:
         value = getattr(config.fetch, key)
         if not 0 < value <= 86400:
             raise ConfigError(f"fetch.{key}", value, "seconds above 0 and at most 86400")
+    for key in ("interval_s", "grace_s", "blob_grace_s"):
+        value = getattr(config.gc, key)
+        if not 0 <= value <= 31_536_000:
+            raise ConfigError(f"gc.{key}", value, "seconds from 0 to 31536000, which is a year")
     if not 0 <= config.registry.wait_heads_s <= 3600:
         raise ConfigError("registry.wait_heads_s", config.registry.wait_heads_s, "seconds from 0 to 3600")
     for key in ("drain_s", "unready_s"):

@@ -57,13 +57,17 @@ from ipfsreg.p2p.pnet import MAX_SWARM_KEY_BYTES, PSK_BYTES, fingerprint, parse_
 from ipfsreg.p2p.redial import Redial, open_redial
 from ipfsreg.peer_id import PeerId
 from ipfsreg.pubsub.service import JoinedTopic, open_pubsub
-from ipfsreg.registry.catalog import ROOT, repository_of
+from ipfsreg.registry.catalog import BLOB_MARKS, ROOT, repository_of
+from ipfsreg.registry.gc import GcSettings, Item, Report
 from ipfsreg.registry.history import Move, format_time
 from ipfsreg.registry.service import LocalRegistry, RegistrySettings, derive_upload_secret, open_registry
 
 logger = logging.getLogger(__name__)
 
 MAX_WITHHELD_SHOWN = 100
+
+MAX_GRACE_S = 31_536_000.0
+"""Of a look that is told its grace: a year, as in the configuration."""
 
 FIRST_DIAL_S = 2.0
 """How long the start waits for bootstrappers before it tells how it stands with them."""
@@ -151,6 +155,44 @@ class Node:
         to = fields.get("to", "")
         target = int(to) if to.isascii() and to.isdigit() and len(to) < 10 else Digest.parse(to)
         return {"move": _show(await self.registry.roll_back(repository, tag, target))}
+
+    async def collect(self, fields: Mapping[str, str]) -> dict[str, Any]:
+        """What `ipfsreg gc` does: look for garbage now, and delete it unless it is a dry run."""
+        text = fields.get("grace_s")
+        try:
+            grace_s = None if text is None else float(text)
+        except ValueError:
+            grace_s = -1.0
+        if grace_s is not None and not 0 <= grace_s <= MAX_GRACE_S:
+            raise MalformedData(f"a grace of {text} is not a number of seconds from 0 to {MAX_GRACE_S:.0f}")
+        dry_run = fields.get("dry_run") == "true"
+        return _show_report(await self.registry.collector.collect(dry_run=dry_run, grace_s=grace_s))
+
+
+def _show_report(report: Report) -> dict[str, Any]:
+    return {
+        "dry_run": report.dry_run,
+        "deleted_blobs": report.deleted_blobs,
+        "deleted_bytes": report.deleted_bytes,
+        "deleted_names": report.deleted_names,
+        "waiting": report.waiting,
+        "names_skipped": report.names_skipped,
+        "kept_repositories": [{"repository": repository, "why": why} for repository, why in report.kept_repositories],
+        "items": list(map(_show_item, report.items)),
+        "items_left_out": report.found - len(report.items),
+        "took_s": report.took_s,
+    }
+
+
+def _show_item(item: Item) -> dict[str, Any]:
+    return {
+        "what": item.what,
+        "digest": str(item.digest),
+        "bytes": item.size,
+        "repository": item.repository,
+        "why": item.why,
+        "left_s": item.left_s,
+    }
 
 
 def _name_in(fields: Mapping[str, str]) -> tuple[RepositoryName, Tag]:
@@ -296,7 +338,7 @@ def _peer_infos(multiaddrs: tuple[str, ...]) -> list[PeerInfo]:
 
 def _replica_settings(config: Config, ourselves: PeerId) -> ReplicaSettings:
     trusted = _trusted_peers(config, ourselves)
-    return ReplicaSettings(trusted_peers=trusted, writers=_writers(config, trusted))
+    return ReplicaSettings(trusted_peers=trusted, marks=BLOB_MARKS, writers=_writers(config, trusted))
 
 
 def _trusted_peers(config: Config, ourselves: PeerId) -> frozenset[PeerId] | None:
@@ -419,9 +461,17 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
                 settings=RegistrySettings(
                     give_up_s=config.fetch.give_up_s,
                     finish_without_client=config.fetch.finish_without_client,
+                    fetch_pushed=config.registry.fetch_pushed,
+                    gc=GcSettings(
+                        interval_s=config.gc.interval_s,
+                        grace_s=config.gc.grace_s,
+                        blob_grace_s=config.gc.blob_grace_s,
+                        untagged=config.gc.untagged,
+                    ),
                     immutable_tags=config.registry.immutable_tags,
                     wait_heads_s=config.registry.wait_heads_s,
                 ),
+                has_caught_up=replica.has_caught_up,
             )
         )
         parts.registry = registry
@@ -429,7 +479,9 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         reloaded += front_door.reloaded
         reloads = await stack.enter_async_context(open_reloads(reloaded))
         node = Node(config, database, host, redial, topic, blobs, bitswap, replica, registry, reloads, started_at)
-        admin = make_admin({"/status": node.status}, {"/log": node.log}, {"/rollback": node.roll_back})
+        admin = make_admin(
+            {"/status": node.status}, {"/log": node.log}, {"/rollback": node.roll_back, "/gc": node.collect}
+        )
         door = f"unix:{admin_socket_of(config)}"
         await stack.enter_async_context(open_server(admin, listen=[door], settings=ServerSettings(drain_s=1.0)))
         front = ServerSettings(drain_s=config.node.drain_s)

@@ -197,6 +197,10 @@ class Replica:
         """Whether the first catching up is over, or there was nobody to catch up with. Once true, stays true."""
         return self._synced.is_set()
 
+    def has_caught_up(self) -> bool:
+        """Whether all that was announced is here, for now."""
+        return self.synced and not self._tips_left and not state.wanted_nodes(self._database, 1)
+
     async def wait_synced(self) -> None:
         """Return once `synced`. Bounded: a replica that is alone, or whose peers do not deliver, gets there too."""
         await self._synced.wait()

@@ -21,7 +21,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -117,6 +118,8 @@ class Report:
     deleted_names: int = 0
     waiting: int = 0
     """Garbage within its grace."""
+    names_skipped: str = ""
+    """Why no names were looked at; empty: they were."""
     kept_repositories: list[tuple[RepositoryName, str]] = field(default_factory=list)
     """Whose names were left alone, and why."""
     took_s: float = 0.0
@@ -247,10 +250,11 @@ class _Look:
     async def at_names(self) -> None:
         """Links and manifests, a repository at a time."""
         if not self._c._has_caught_up():
-            logger.debug("names are not collected: some that were announced are not here yet")
+            self._report.names_skipped = "some names that were announced are not here yet"
             return
         seen: set[str] = set()
-        async for name in self._repositories():
+        name: str | None = ""
+        while (name := await self._next_repository(name or "")) is not None:
             repository = RepositoryName(name)
             seen.add(catalog.repository_prefix(repository))
             try:
@@ -259,19 +263,21 @@ class _Look:
                 self._report.kept_repositories.append((repository, str(error)))
             except StoreFull as error:
                 # A deletion of names is a write. That of blobs makes room.
-                logger.warning("names are not collected now: %s", error)
+                self._report.names_skipped = str(error)
                 return
         if not self._report.dry_run:
             await self._forget_repositories(seen)
 
-    async def _repositories(self) -> AsyncIterator[str]:
-        after = ""
+    async def _next_repository(self, last: str) -> str | None:
+        """The first repository behind *last* that has any key."""
+        after = catalog.end_of_repository(last) if last else ""
         while rows := self._c._names.scan(catalog.ROOT, after=after, limit=1):
             name = catalog.repository_of(rows[0][0])
-            after = rows[0][0] if name is None else catalog.end_of_repository(name)
             if name is not None:
-                yield name
+                return name
+            after = rows[0][0]
             await self._pace.rest()
+        return None
 
     async def _forget_repositories(self, seen: Collection[str]) -> None:
         """Pardon what was condemned in repositories that are gone."""
@@ -296,7 +302,7 @@ class _Look:
             live = reached(tagged, manifests)
             for digest in manifests.keys() - live:
                 found[catalog.manifest_key(repository, digest)] = _Garbage(digest, "manifest", "no tag reaches it")
-        for digest in unnamed(await self._links(repository), manifests):
+        for digest in unnamed(await self._digests(catalog.link_key_prefix(repository)), manifests):
             found[catalog.link_key(repository, digest)] = _Garbage(digest, "link", "no manifest names it")
         held = {key for key, garbage in found.items() if self._c._holds.told(repository, garbage.digest) is not None}
         now = {key: _version((seen.get(key) or self._versions(repository, key))[key]) for key in found}
@@ -330,11 +336,8 @@ class _Look:
         """What each manifest of the repository names; None if that cannot be told of each."""
         found: dict[Digest, References] = {}
         prefix = catalog.manifests_prefix(repository)
-        async for key in self._keys(prefix):
-            try:
-                digest = Digest.parse(key[len(prefix) :])
-            except DigestInvalid:
-                continue
+        for digest in await self._digests(prefix):
+            key = catalog.manifest_key(repository, digest)
             record = self._c._records.manifest(repository, digest)
             if record is None:
                 # Gone by now, or a record that cannot be read: a later version may know what it says.
@@ -350,23 +353,17 @@ class _Look:
             await self._pace.rest()
         return found
 
-    async def _links(self, repository: RepositoryName) -> list[Digest]:
-        prefix = catalog.link_key_prefix(repository)
+    async def _digests(self, prefix: str) -> list[Digest]:
+        """The digests that stand behind *prefix* in keys; others are none of ours."""
         found: list[Digest] = []
-        async for key in self._keys(prefix):
-            try:
-                found.append(Digest.parse(key[len(prefix) :]))
-            except DigestInvalid:
-                continue
-        return found
-
-    async def _keys(self, prefix: str) -> AsyncIterator[str]:
         after = ""
         while rows := self._c._names.scan(prefix, after=after, limit=PAGE):
             for key, _ in rows:
-                yield key
+                with suppress(DigestInvalid):
+                    found.append(Digest.parse(key[len(prefix) :]))
             after = rows[-1][0]
             await self._pace.rest()
+        return found
 
     # ----------------------------------------------------------- pending links
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
-from ipfsreg.crdt.interface import Put
+from ipfsreg.crdt.interface import Change, Delete, Put
 from ipfsreg.errors import BlobUnknown, ContentUnavailable, ManifestBlobUnknown, ManifestUnknown
+from ipfsreg.ipld.cid import Cid
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import parse_repository, parse_tag
 from ipfsreg.p2p.interface import PeerInfo
@@ -444,3 +445,25 @@ async def test_a_blob_is_deleted_only_in_a_transaction_in_which_no_name_speaks_o
     assert needed == [(False, True)]
     assert alice.blobs.stat(digest) is not None
     assert alice.blobs.stat(pushed.digest) is not None
+
+
+async def test_a_push_between_a_look_and_its_deletions_keeps_what_it_relies_on(
+    alice: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed = await alice.push_image(APP, "latest", b"layer")
+    await alice.registry.delete_manifest(APP, pushed.digest)
+    await alice.registry.collector.collect(grace_s=0)
+    commit = alice.replica.commit
+    met: list[object] = []
+
+    async def push_first(changes: Sequence[Change]) -> tuple[Cid, ...]:
+        if not met and all(isinstance(change, Delete) for change in changes):
+            met.append(await alice.push_manifest(APP, "again", image_of(b"layer")))
+        return await commit(changes)
+
+    monkeypatch.setattr(alice.replica, "commit", push_first)
+    assert (await alice.registry.collector.collect(grace_s=0)).deleted_names == 2
+    assert met
+    assert links_of(alice) == {str(Digest.of(data)) for data in (b"{}", b"layer")}
+    await collect_all(alice)
+    assert await alice.read_blob(APP, Digest.of(b"layer")) == b"layer"

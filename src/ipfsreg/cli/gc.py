@@ -25,6 +25,8 @@ def describe_report(report: dict[str, Any]) -> str:
     if report["items_left_out"]:
         lines.append(f"and {report['items_left_out']} more")
     lines += [f"names of {kept['repository']} are left alone: {kept['why']}" for kept in report["kept_repositories"]]
+    if report["skipped"]:
+        return f"nothing is collected now: {report['skipped']}"
     if report["names_skipped"]:
         lines.append(f"names are left alone: {report['names_skipped']}")
     verb = "would delete" if report["dry_run"] else "deleted"

@@ -118,8 +118,10 @@ class Report:
     deleted_names: int = 0
     waiting: int = 0
     """Garbage within its grace."""
+    skipped: str = ""
+    """Why nothing was looked at; empty: it was."""
     names_skipped: str = ""
-    """Why no names were looked at; empty: they were."""
+    """Why no names, or not all of them, were looked at."""
     kept_repositories: list[tuple[RepositoryName, str]] = field(default_factory=list)
     """Whose names were left alone, and why."""
     took_s: float = 0.0
@@ -163,7 +165,7 @@ class Collector:
         settings: GcSettings,
         has_caught_up: Callable[[], bool],
     ) -> None:
-        """*has_caught_up*: whether all names this node has heard of are here. Until then it deletes none."""
+        """*has_caught_up*: whether all names this node has heard of are here. Until then nothing is deleted."""
         self._database = database
         self._names = names
         self._records = records
@@ -212,14 +214,25 @@ class Collector:
         async with self._turn:
             began = trio.current_time()
             report = Report(dry_run)
-            look = _Look(self, report, grace_s, await self._watch(dry_run))
-            await look.at_names()
-            await look.at_pending()
-            await look.at_blobs()
+            now_s = await self._watch(dry_run)
+            look = _Look(self, report, grace_s, now_s)
+            report.skipped = self._reason_to_skip()
+            if not report.skipped:
+                await look.at_names()
+                await look.at_pending()
+                await look.at_blobs()
             report.took_s = trio.current_time() - began
             if not dry_run:
                 self.last = report
             return report
+
+    def _reason_to_skip(self) -> str:
+        if not self._has_caught_up():
+            return "some names that were announced are not here yet"
+        if not self._names.scan(catalog.ROOT, limit=1):
+            # They may be lost here and be with nodes that are not in reach.
+            return "there are no names at all"
+        return ""
 
     async def _watch(self, dry_run: bool) -> float:
         """The collector's clock: seconds that nodes on this datastore have run, as far as it was noted."""
@@ -242,6 +255,9 @@ class _Look:
         self._report = report
         self._grace_s = collector._settings.grace_s if grace_s is None else grace_s
         self._blob_grace_s = collector._settings.blob_grace_s if grace_s is None else grace_s
+        if now_s < self._grace_s:
+            # A new database: it may stand in for a damaged one, and the names that it lacks be out of reach for a while.
+            self._blob_grace_s = max(self._blob_grace_s, self._grace_s)
         self._now_s = now_s
         self._pace = _Pace()
 
@@ -249,9 +265,6 @@ class _Look:
 
     async def at_names(self) -> None:
         """Links and manifests, a repository at a time."""
-        if not self._c._has_caught_up():
-            self._report.names_skipped = "some names that were announced are not here yet"
-            return
         seen: set[str] = set()
         name: str | None = ""
         while (name := await self._next_repository(name or "")) is not None:

@@ -256,7 +256,7 @@ class _Look:
         self._grace_s = collector._settings.grace_s if grace_s is None else grace_s
         self._blob_grace_s = collector._settings.blob_grace_s if grace_s is None else grace_s
         if now_s < self._grace_s:
-            # A new database: it may stand in for a damaged one, and the names that it lacks be out of reach for a while.
+            # A new database: it may stand in for a damaged one, and the names it lacks be out of reach for a while.
             self._blob_grace_s = max(self._blob_grace_s, self._grace_s)
         self._now_s = now_s
         self._pace = _Pace()

@@ -15,6 +15,7 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -233,6 +234,34 @@ class MetricsConfig(_Section, frozen=True):
     """Where `/metrics`, `/healthz` and `/readyz` are answered, without a password. Empty: nowhere."""
 
 
+class EndpointConfig(_Section, frozen=True):
+    """`[[notifications.endpoints]]`: who is told what happens."""
+
+    name: str
+    """Names its queue: another name is another queue."""
+    url: str
+    headers: dict[str, str] = {}
+    timeout_s: float = 5.0
+    threshold: int = 5
+    """Failures in a row after which it is left alone for `backoff_s`, and longer each time."""
+    backoff_s: float = 10.0
+    ignore_actions: tuple[str, ...] = ()
+    """Of push, pull, mount, delete."""
+    ignore_media_types: tuple[str, ...] = ()
+    merged: bool = False
+    """Tell what other nodes did to tags, too."""
+    max_queued: int = 10_000
+    """Events that wait before the oldest is dropped."""
+    ca: str = ""
+    """File of certificate authorities to trust instead of the system's."""
+
+
+class NotificationsConfig(_Section, frozen=True):
+    """`[notifications]`: webhooks."""
+
+    endpoints: tuple[EndpointConfig, ...] = ()
+
+
 class Config(_Section, frozen=True):
     """The whole file."""
 
@@ -247,6 +276,7 @@ class Config(_Section, frozen=True):
     fetch: FetchConfig = FetchConfig()
     access_log: AccessLogConfig = AccessLogConfig()
     metrics: MetricsConfig = MetricsConfig()
+    notifications: NotificationsConfig = NotificationsConfig()
 
     @property
     def is_private(self) -> bool:
@@ -337,7 +367,8 @@ def _read_variable(name: str, text: str, kind: Any) -> Any:
         try:
             return msgspec.json.decode(text)
         except msgspec.DecodeError:
-            raise ConfigError(name, text, "must be JSON: " + _right(kind, None)) from None
+            shown = "…" if kind == tuple[EndpointConfig, ...] else text
+            raise ConfigError(name, shown, "must be JSON: " + _right(kind, None)) from None
     if _is_list(kind):
         return [item.strip() for item in text.split(",") if item.strip()]
     try:
@@ -365,6 +396,8 @@ _TABLES = {
     'create = ["ci"], delete = ["alice"]',
     IssuerConfig: '[[auth.issuers]] with issuer = "https://login.example", jwks = "https://login.example/jwks.json" '
     'and perhaps audience = "registry" and repositories = "team-a/*"',
+    EndpointConfig: '[[notifications.endpoints]] with name = "ci", url = "https://ci.example/hook" and perhaps '
+    'headers = {Authorization = "Bearer …"}, ignore_actions = ["pull"]',
 }
 
 
@@ -389,7 +422,8 @@ def _convert(values: dict[str, Any]) -> Config:
         key = path.strip("`").removeprefix("$.")
         section, _, name = re.sub(r"\[.*", "", key).partition(".")
         right = _right(_sections()[section][name], getattr(getattr(Config(), section), name))
-        raise ConfigError(key, _look_up(values, key), right) from None
+        # Headers of endpoints are secrets.
+        raise ConfigError(key, "…" if section == "notifications" else _look_up(values, key), right) from None
 
 
 def _look_up(values: Any, path: str) -> Any:
@@ -422,6 +456,7 @@ def _check(config: Config) -> None:
         raise ConfigError("audit.path", config.audit.path, "the path of a file")
     for address in config.metrics.listen:
         parse_host_port("metrics.listen", address)
+    _check_endpoints(config.notifications.endpoints)
     if "\0" in config.access_log.path:
         raise ConfigError("access_log.path", config.access_log.path, "the path of a file")
     for key in ("patience_s", "give_up_s"):
@@ -505,6 +540,48 @@ def _check_issuer(issuer: IssuerConfig) -> None:
         raise ConfigError("auth.issuers.jwks", issuer.jwks, "the path of a file, or an https URL")
     if not issuer.issuer:
         raise ConfigError("auth.issuers.issuer", "", "what its tokens say as iss")
+
+
+_ACTIONS = ("push", "pull", "mount", "delete")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
+_ENDPOINT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+def _check_endpoints(endpoints: tuple[EndpointConfig, ...]) -> None:
+    for endpoint in endpoints:
+        key = "notifications.endpoints"
+        if not _ENDPOINT_NAME.fullmatch(endpoint.name):
+            raise ConfigError(f"{key}.name", endpoint.name, "1 to 64 letters, digits, dots, dashes and underscores")
+        if sum(other.name == endpoint.name for other in endpoints) > 1:
+            raise ConfigError(f"{key}.name", endpoint.name, "each endpoint has a name of its own")
+        key = f"{key} {endpoint.name}:"
+        _check_url(f"{key} url", endpoint.url)
+        for name, value in endpoint.headers.items():
+            # Values may be secrets, so they are never shown.
+            if not _HEADER_NAME.fullmatch(name) or not (value.isascii() and value.isprintable()):
+                raise ConfigError(f"{key} headers", {name: "…"}, "names and values of headers, in printable ASCII")
+        for action in endpoint.ignore_actions:
+            if action not in _ACTIONS:
+                raise ConfigError(f"{key} ignore_actions", action, f"must be of {', '.join(_ACTIONS)}")
+        if not 0 < endpoint.timeout_s <= 300:
+            raise ConfigError(f"{key} timeout_s", endpoint.timeout_s, "seconds above 0 and at most 300")
+        if not 0 < endpoint.backoff_s <= 86400:
+            raise ConfigError(f"{key} backoff_s", endpoint.backoff_s, "seconds above 0 and at most 86400")
+        if not 1 <= endpoint.threshold <= 1000:
+            raise ConfigError(f"{key} threshold", endpoint.threshold, "1 to 1000 failures")
+        if not 1 <= endpoint.max_queued <= 1_000_000:
+            raise ConfigError(f"{key} max_queued", endpoint.max_queued, "1 to 1000000 events")
+
+
+def _check_url(key: str, text: str) -> None:
+    right = "http:// or https://, a host, and no user or password (those go into headers)"
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        raise ConfigError(key, "…", right) from None
+    if not usable or parts.username is not None or parts.password is not None or not text.isprintable():
+        raise ConfigError(key, "…", right)
 
 
 def _check_multiaddr(key: str, text: str, example: str) -> None:

@@ -13,6 +13,7 @@ import base64
 import fcntl
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ from ipfsreg.http.tls import Tls
 from ipfsreg.ipld.cid import Cid
 from ipfsreg.monitoring.health import Health, open_health
 from ipfsreg.monitoring.parts import Parts
+from ipfsreg.notifications.opening import open_webhooks
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName, Tag, parse_repository, parse_tag
 from ipfsreg.p2p.addresses import split_peer
@@ -476,6 +478,10 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
             )
         )
         parts.registry = registry
+        addr = f"{socket.gethostname()}:{config.http.listen[0].rpartition(':')[2]}"
+        told = parts.notifications = await stack.enter_async_context(
+            open_webhooks(config.notifications, database, registry, replica, peer=identity.peer_id, addr=addr)
+        )
         reloaded = [Reloaded(tls.paths, tls.reload)] if tls is not None else []
         reloaded += front_door.reloaded
         reloads = await stack.enter_async_context(open_reloads(reloaded))
@@ -488,7 +494,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         front = ServerSettings(drain_s=config.node.drain_s)
         server = await stack.enter_async_context(
             open_server(
-                health.answering(make_app(registry, front_door.door)),
+                health.answering(make_app(registry, front_door.door, told.note if told is not None else None)),
                 listen=config.http.listen,
                 settings=front,
                 tls=tls,

@@ -1,16 +1,17 @@
 """How fast one replica of the names is, and what a push costs in it.
 
     python bench/crdt.py [--keys 1000000] [--writes 3000] [--directory DIR]
-    python bench/crdt.py --join 10000,100000 [--rtt 0.05] [--by dagsync,blocks]
+    python bench/crdt.py --join 10000,100000 [--rtt 0.05] [--by checkpoint,dagsync,blocks]
 
 Prints durable tag writes per second (one at a time, and from many tasks at once), lookup and listing times with that
 many names, and the bytes of the delta, node and announcement of one push of a six-layer image. Disk figures are those
 of the directory's file system; a RAM disk flatters them.
 
 With --join: how long an empty node takes until it reads that many names of another, and until it has all history, by
-dagsync and by blocks alone, the wires between them in memory with that round trip. The history is one chain of pushes
-of ten names, without the skip links our own writes have: what a Go replica leaves behind, and the worst case. Both
-nodes share one process, and so one core.
+a checkpoint and dagsync, by dagsync, and by blocks alone, the wires between them in memory with that round trip. The
+history is one chain of pushes of ten names, without the skip links our own writes have: what a Go replica leaves
+behind, and the worst case. Both nodes share one process, and so one core. Beside it what go-ds-crdt's walk of the same
+chain takes at the least: a node names only the one before it, so it is a round trip for each.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from ipfsreg.blockstore.interface import DatabaseBlockstore
 from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.crdt.delta import Delta, Element, Head, Node, build_node, encode_broadcasts, parse_node
 from ipfsreg.crdt.interface import Put
-from ipfsreg.crdt.replica import Replica, open_replica
+from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica
 from ipfsreg.crdt.state import Work, apply
 from ipfsreg.database import open_database
 from ipfsreg.ipld.cid import RAW, Cid
@@ -185,8 +186,9 @@ def print_reads(replica: Replica, keys: int) -> None:
 
 
 @asynccontextmanager
-async def open_peer(wires: MemorySwarm, directory: Path, name: str, *, dagsync: bool) -> AsyncIterator[Peer]:
-    """A replica on a real disk with gossip and block exchange, and dagsync if asked for."""
+async def open_peer(wires: MemorySwarm, directory: Path, name: str, by: str) -> AsyncIterator[Peer]:
+    """A replica on a real disk with gossip and block exchange, and dagsync and checkpoints if asked for."""
+    settings = ReplicaSettings(checkpoint_peers=None if by == "checkpoint" else frozenset())
     endpoint = wires.endpoint(name)
     directory = directory / name
     directory.mkdir()
@@ -197,7 +199,7 @@ async def open_peer(wires: MemorySwarm, directory: Path, name: str, *, dagsync: 
         open_pubsub(endpoint) as pubsub,
         pubsub.join("names") as topic,
         open_replica(
-            database, store, bitswap, topic, signer=endpoint, network=endpoint if dagsync else None
+            database, store, bitswap, topic, settings, signer=endpoint, network=None if by == "blocks" else endpoint
         ) as replica,
     ):
         yield Peer(endpoint, replica, store)
@@ -220,28 +222,30 @@ async def write_history(peer: Peer, names: int) -> None:
     await peer.replica.commit([Put("/r/last/_t/one", VALUE)])
 
 
-async def print_join(names: int, rtt_s: float, *, dagsync: bool, patience_s: float = 600.0) -> None:
+async def print_join(names: int, rtt_s: float, by: str, *, patience_s: float = 600.0) -> None:
     with tempfile.TemporaryDirectory() as directory:
         wires = MemorySwarm()
-        async with open_peer(wires, Path(directory), "alice", dagsync=dagsync) as alice:
+        async with open_peer(wires, Path(directory), "alice", by) as alice:
             await write_history(alice, names)
             height = alice.replica.status().height
-            async with open_peer(wires, Path(directory), "bob", dagsync=dagsync) as bob:
+            async with open_peer(wires, Path(directory), "bob", by) as bob:
                 wires.delay(alice.endpoint, bob.endpoint, rtt_s / 2)
                 start = time.perf_counter()
                 await bob.endpoint.connect(PeerInfo(alice.endpoint.peer_id))
-                readable = whole = None
+                ready = readable = whole = None
                 while whole is None and time.perf_counter() - start < patience_s:
                     await trio.sleep(0.1)
                     status = bob.replica.status()
+                    if ready is None and status.synced:
+                        ready = time.perf_counter() - start
                     if readable is None and status.names >= names:
                         readable = time.perf_counter() - start
                     if status.height == height:
                         whole = time.perf_counter() - start
-                how = "dagsync" if dagsync else "blocks"
                 print(
-                    f"join of {names:,} names in {height:,} nodes at {rtt_s * 1e3:.0f} ms by {how}:"
-                    f" all readable after {_seconds(readable)}, all history after {_seconds(whole)}"
+                    f"join of {names:,} names in {height:,} nodes at {rtt_s * 1e3:.0f} ms by {by}:"
+                    f" ready after {_seconds(ready)}, all readable after {_seconds(readable)},"
+                    f" all history after {_seconds(whole)}"
                     + ("" if whole else f"; given up with {bob.replica.status().names:,} names")
                 )
 
@@ -257,13 +261,16 @@ async def main() -> None:
     parser.add_argument("--directory", type=Path, default=None, help="on the disk to be measured")
     parser.add_argument("--join", default="", help="numbers of names, separated by commas")
     parser.add_argument("--rtt", type=float, default=0.05, help="seconds")
-    parser.add_argument("--by", default="dagsync,blocks")
+    parser.add_argument("--by", default="checkpoint,dagsync,blocks")
     parser.add_argument("--patience", type=float, default=600.0, help="seconds after which a join is given up")
     options = parser.parse_args()
     if options.join:
         for names in map(int, options.join.split(",")):
-            for how in options.by.split(","):
-                await print_join(names, options.rtt, dagsync=how == "dagsync", patience_s=options.patience)
+            for by in options.by.split(","):
+                await print_join(names, options.rtt, by, patience_s=options.patience)
+            print(
+                f"  go-ds-crdt, a round trip for each of {names // 10 + 1:,} nodes: {names / 10 * options.rtt:,.0f} s"
+            )
         return
     print_bytes()
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:

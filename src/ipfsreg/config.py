@@ -89,6 +89,10 @@ class CrdtConfig(_Section, frozen=True):
     pubsub_topic: str = DEFAULT_TOPIC
     trusted_peers: tuple[str, ...] | None = None
     """Peer IDs whose announcements are taken, or "*". Unset: everybody in a private swarm, nobody else outside."""
+    checkpoint_peers: tuple[str, ...] | None = None
+    """Peer IDs whose checkpoints are taken for every name. Unset: those of the trusted, for what each may write."""
+    checkpoint_required: bool = False
+    """Do not open the door before all names are here, by a checkpoint or with all history."""
     require_signed: bool = False
     """Only what its author signed counts, and where `trusted_peers` has peer IDs, only their signatures."""
     unsigned_heads: tuple[str, ...] = ()

@@ -30,6 +30,7 @@ from ipfsreg.blockstore.index import ARRIVING
 from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.config import Config
 from ipfsreg.crdt.census import count_names
+from ipfsreg.crdt.claims import STATE_NAMES, CheckpointStatus
 from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica, trusting
 from ipfsreg.crdt.writers import Rule, Writers
 from ipfsreg.database import Database, open_database
@@ -130,6 +131,7 @@ class Node:
                 "tips_wanted": replica.tips_wanted,
                 "nodes_wanted": replica.nodes_wanted,
                 "quarantined": replica.quarantined,
+                "checkpoint": _show_checkpoint(replica.checkpoint),
                 "withheld": replica.withheld,
                 "withheld_names": [
                     {"key": key, "node": str(node), "author": author and str(author)}
@@ -210,6 +212,18 @@ def _show(move: Move) -> dict[str, Any]:
         "peer": str(move.peer),
         "from": move.before and str(move.before),
         "to": move.to and str(move.to),
+    }
+
+
+def _show_checkpoint(checkpoint: CheckpointStatus | None) -> dict[str, Any] | None:
+    if checkpoint is None:
+        return None
+    return {
+        "signer": str(checkpoint.signer),
+        "state": STATE_NAMES[checkpoint.state],
+        "taken_us": checkpoint.taken_us,
+        "for_every_name": checkpoint.whole,
+        "differing": checkpoint.differing,
     }
 
 
@@ -341,7 +355,13 @@ def _peer_infos(multiaddrs: tuple[str, ...]) -> list[PeerInfo]:
 
 def _replica_settings(config: Config, ourselves: PeerId) -> ReplicaSettings:
     trusted = _trusted_peers(config, ourselves)
-    return ReplicaSettings(trusted_peers=trusted, marks=BLOB_MARKS, writers=_writers(config, trusted))
+    return ReplicaSettings(
+        trusted_peers=trusted,
+        marks=BLOB_MARKS,
+        checkpoint_peers=_checkpoint_peers(config),
+        checkpoint_required=config.crdt.checkpoint_required,
+        writers=_writers(config, trusted),
+    )
 
 
 def _trusted_peers(config: Config, ourselves: PeerId) -> frozenset[PeerId] | None:
@@ -355,6 +375,13 @@ def _trusted_peers(config: Config, ourselves: PeerId) -> frozenset[PeerId] | Non
         return trusting(trusted)
     except MalformedData as error:
         raise ConfigError("crdt.trusted_peers", list(trusted), f'peer IDs, or "*" for everybody: {error}') from None
+
+
+def _checkpoint_peers(config: Config) -> frozenset[PeerId] | None:
+    peers = config.crdt.checkpoint_peers
+    if peers is None:
+        return None
+    return frozenset(_peer("crdt.checkpoint_peers", peer) for peer in peers)
 
 
 def _writers(config: Config, trusted: frozenset[PeerId] | None) -> Writers:

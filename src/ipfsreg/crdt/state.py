@@ -28,7 +28,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ipfsreg.crdt import entries
+from ipfsreg.crdt import claims, entries
+from ipfsreg.crdt.claims import Claim, Claims
 from ipfsreg.crdt.delta import (
     MAX_NODE_LINKS,
     MAX_PRIORITY,
@@ -84,6 +85,7 @@ INSERT INTO crdt_counts VALUES ('names', 0)
     + entries.SCHEMA,
     "ALTER TABLE crdt_nodes ADD COLUMN author BLOB; CREATE TABLE crdt_rules (fingerprint TEXT NOT NULL);"
     + entries.WITHHOLDING,
+    claims.SCHEMA,
 )
 """For `Database.prepare`."""
 
@@ -130,6 +132,8 @@ class Work:
     """Writes of ours, each to stand in one delta."""
     join_heads: bool = False
     """Write a node that only joins all heads."""
+    claims: Sequence[Claim] = ()
+    """Steps of a checkpoint that is being taken."""
     starting: bool = False
     """The rules on writers may be others than those the tables were written under."""
 
@@ -149,9 +153,11 @@ class Outcome:
     """Nodes that were quarantined, each with the rule it breaks."""
     withheld: list[tuple[bytes, str]] = field(default_factory=list)
     """Nodes that wanted to change what their authors may not, each with one such key."""
+    checkpoint_changed: bool = False
+    """The checkpoint is in another state than before."""
     tips_left: int = 0
     closing_left: bool = False
-    """More nodes could be closed: call again, also without work."""
+    """More nodes could be closed, or names settled: call again, also without work."""
 
 
 def apply(
@@ -168,6 +174,8 @@ def apply(
         transaction.heed_rules()
     for tip in work.tips:
         transaction.want(tip)
+    for claim in work.claims:
+        transaction.claim(claim)
     for arrival in work.arrivals:
         transaction.receive(arrival)
     transaction.close_closable()
@@ -206,15 +214,23 @@ class _Transaction:
         self._writers = writers
         self._signer = signer
         self._entries = Entries(db, self._number_of, writers)
+        self._claims = Claims(db, self._entries, writers)
         self._outcome = Outcome()
         self._closed = 0
+        self._progressed = False
         self._cut_closed = False
 
     def heed_rules(self) -> None:
-        """Judge everything anew if the rules have changed. Takes seconds for a million names, and only then."""
+        """Judge everything anew if the rules have changed. Takes seconds for a million names, and only then.
+
+        A checkpoint was judged by the old rules, and one that was not taken in wholly is good for nothing.
+        """
+        if self._claims.state == claims.LOADING:
+            self._claims.drop()
         fingerprint = self._writers.fingerprint()
         known = self._db.execute("SELECT fingerprint FROM crdt_rules").fetchone() or (EVERYBODY.fingerprint(),)
         if known[0] != fingerprint:
+            self._claims.drop()
             self._reconsider()
             self._db.execute("DELETE FROM crdt_rules")
             self._db.execute("INSERT INTO crdt_rules VALUES (?)", (fingerprint,))
@@ -255,6 +271,11 @@ class _Transaction:
         self._set_wanted(number, state)
         self._db.execute("INSERT OR IGNORE INTO crdt_tips VALUES (?)", (number,))
 
+    def claim(self, claim: Claim) -> None:
+        """Do one step of a checkpoint."""
+        for head in self._claims.take(claim):
+            self.want(head)
+
     def receive(self, arrival: Arrival) -> None:
         """Take in a node that was fetched, or one of ours. Again is harmless."""
         number, state = self._row(arrival.multihash, WANTED)
@@ -264,6 +285,7 @@ class _Transaction:
             self._set_fault(number, arrival.multihash, arrival.reason)
             self._db.execute("UPDATE crdt_nodes SET state = ? WHERE number = ?", (VOID, number))
             self._release(number)
+            self._progressed = True
             return
         self._outcome.stored.append(arrival.block)
         waiting = self._link(number, arrival.links)
@@ -276,7 +298,7 @@ class _Transaction:
         if arrival.fault:
             self._set_fault(number, arrival.multihash, arrival.fault)
         elif waiting and priority <= self._height() + PRIORITY_SLACK:
-            self._entries.merge(number, delta, arrival.author, early=True)
+            self._entries.merge(number, delta, arrival.author, early=True, veil=self._claims.veil_of(number))
             self._db.execute("UPDATE crdt_nodes SET merged = 1 WHERE number = ?", (number,))
         elif waiting:
             self._db.execute("INSERT INTO crdt_held VALUES (?, ?)", (number, delta.encode()))
@@ -333,6 +355,7 @@ class _Transaction:
         outcome = self._outcome
         if self._cut_closed:
             self._reconsider()
+        self._end_checkpoint()
         outcome.withheld = self._withheld()
         self._blocks.put_in(self._db, outcome.stored)
         if self._entries.keys_added:
@@ -344,6 +367,18 @@ class _Transaction:
         outcome.height = self._height()
         outcome.tips_left = self._count("crdt_tips")
         return outcome
+
+    def _end_checkpoint(self) -> None:
+        checkpoint = self._claims
+        checkpoint.count_differing(len(self._entries.contradicted))
+        if checkpoint.is_ending:
+            checkpoint.settle_some()
+        elif self._progressed and checkpoint.can_settle:
+            checkpoint.begin_settling()
+            if not self._writers.are_open:
+                self._reconsider()
+        self._outcome.closing_left |= checkpoint.is_ending
+        self._outcome.checkpoint_changed = checkpoint.changed
 
     def _withheld(self) -> list[tuple[bytes, str]]:
         nodes = {number: key for key, number in self._entries.withheld}
@@ -422,7 +457,8 @@ class _Transaction:
             else:
                 delta = delta or self._held(number)
                 if fault is None:
-                    self._entries.merge(number, delta, author and PeerId(author), early=False)
+                    veil = self._claims.veil_of(number)
+                    self._entries.merge(number, delta, author and PeerId(author), early=False, veil=veil)
             if fault is not None:
                 self._set_fault(number, multihash, fault)
         self._db.execute(
@@ -435,6 +471,7 @@ class _Transaction:
         self._db.execute("INSERT INTO crdt_heads VALUES (?)", (number,))
         self._release(number)
         self._closed += 1
+        self._progressed = True
         self._cut_closed |= multihash in self._writers.cut_heads
 
     def _held(self, number: int) -> Delta:
@@ -462,7 +499,8 @@ class _Transaction:
             "SELECT max(priority) FROM crdt_tips JOIN crdt_nodes ON number = node WHERE merged = 1"
         ).fetchone()
         below = max((height for *_, height in heads), default=0)
-        priority = 1 + max(below, min(ahead or 0, below + PRIORITY_SLACK))
+        ahead = max(ahead or 0, self._claims.height)
+        priority = 1 + max(below, min(ahead, below + PRIORITY_SLACK))
         links = [multihash for multihash, _, _ in heads]
         links += self._skip_link(priority)
         node = build_node(set(links), Delta(tuple(elements), tuple(tombstones), priority), self._signer)
@@ -506,6 +544,14 @@ def state_of_node(database: Database, multihash: bytes) -> int | None:
     """The state of a node; None for one we have never heard of."""
     row = database.read("SELECT state FROM crdt_nodes WHERE multihash = ?", (multihash,)).fetchone()
     return None if row is None else row[0]
+
+
+def has_nodes_of_others(database: Database, ourselves: PeerId) -> bool:
+    """Whether there is a node here that somebody else has written, or that nobody has signed."""
+    row = database.read(
+        "SELECT 1 FROM crdt_nodes WHERE state IN (2, 3) AND (author IS NULL OR author <> ?) LIMIT 1", (ourselves.raw,)
+    ).fetchone()
+    return row is not None
 
 
 def wanted_nodes(database: Database, limit: int) -> list[bytes]:

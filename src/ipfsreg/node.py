@@ -445,7 +445,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         stack.enter_context(alone_on(directory))
         await _check_places(config.http.listen)
         identity = identity_of(config)
-        front_door = await stack.enter_async_context(open_door(config, identity.to_protobuf()))
+        front_door = stack.enter_context(open_door(config, identity.to_protobuf()))
         replica_settings = _replica_settings(config, identity.peer_id)
         database = await stack.enter_async_context(open_database(directory / "node.db"))
         store, blobs = await stack.enter_async_context(open_blobstore(directory, database))

@@ -4,7 +4,8 @@
     python bench/crdt.py --join 10000,100000 [--rtt 0.05] [--by checkpoint,dagsync,blocks]
 
 Prints durable tag writes per second (one at a time, and from many tasks at once), lookup and listing times with that
-many names, and the bytes of the delta, node and announcement of one push of a six-layer image. Disk figures are those
+many names, the bytes of node and announcement of one push of a six-layer image, and what a thousand of
+them leave in the database. All deltas are signed. Disk figures are those
 of the directory's file system; a RAM disk flatters them.
 
 With --join: how long an empty node takes until it reads that many names of another, and until it has all history, by
@@ -38,12 +39,16 @@ from ipfsreg.crdt.interface import Put
 from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica
 from ipfsreg.crdt.state import Work, apply
 from ipfsreg.database import open_database
-from ipfsreg.ipld.cid import RAW, Cid
+from ipfsreg.ipld.cid import DAG_PB, RAW, Cid
 from ipfsreg.oci.digest import Digest
+from ipfsreg.oci.names import RepositoryName, Tag
 from ipfsreg.p2p.interface import PeerInfo
 from ipfsreg.pubsub.service import open_pubsub
+from ipfsreg.registry import catalog
+from ipfsreg.registry.catalog import LinkRecord, ManifestRecord, MoveRecord, TagRecord
 from ipfsreg.testing.network import MemoryEndpoint, MemorySwarm, peer_of
-from ipfsreg.testing.replicas import ReplicaSwarm, SwarmBlocks
+from ipfsreg.testing.pushing import IMAGE
+from ipfsreg.testing.replicas import NamedSigner, ReplicaSwarm, SwarmBlocks
 from ipfsreg.testing.topic import MemoryMesh
 
 VALUE = bytes(range(120))
@@ -68,22 +73,23 @@ async def open_alone(directory: Path) -> AsyncIterator[Replica]:
         MemoryMesh().join("names", peer_of("alice")) as topic,
     ):
         blocks = SwarmBlocks(ReplicaSwarm(directory), peer_of("alice"))
-        async with open_replica(database, store, blocks, topic) as replica:
+        async with open_replica(database, store, blocks, topic, signer=NamedSigner("alice")) as replica:
             yield replica
 
 
 def push(number: int, layers: int = 6) -> list[Put]:
-    """The changes of one push: tag, its history, manifest, links."""
-    digest = Digest.of(b"%d" % number)
-    repository = "/r/team/application"
-    root = bytes(Cid.of(RAW, b"%d" % number))
+    """The changes of one push, as the registry makes them: tag, its history, manifest, links of config and layers."""
+    repository, tag, peer = RepositoryName("team/application"), Tag(f"v{number}"), peer_of("alice")
+    digest, when_us = Digest.of(b"%d" % number), 1_800_000_000_000_000 + number
+    blobs = [(Digest.of(b"%d/%d" % (number, blob)), 30_000_000 if blob else 5_000) for blob in range(layers + 1)]
+    manifest = ManifestRecord(IMAGE, 1_800, Cid.from_sha256(RAW, digest.raw))
     return [
-        Put(f"{repository}/_t/v{number}", VALUE),
-        Put(f"{repository}/_h/v{number}/{number:016x}-12D3KooWNumberOfTheWritingPeerAsBase58TextHereX", VALUE),
-        Put(f"{repository}/_m/{digest}", VALUE),
+        Put(catalog.tag_key(repository, tag), TagRecord(digest, when_us, peer).encode()),
+        Put(catalog.history_key(repository, tag, when_us, peer), MoveRecord(digest, None, peer).encode()),
+        Put(catalog.manifest_key(repository, digest), manifest.encode(digest)),
         *(
-            Put(f"{repository}/_l/{Digest.of(b'%d/%d' % (number, layer))}", root + b"\xa3avasbr")
-            for layer in range(layers + 1)
+            Put(catalog.link_key(repository, blob), LinkRecord(size, Cid.of(DAG_PB, blob.raw)).encode(blob))
+            for blob, size in blobs
         ),
     ]
 
@@ -91,12 +97,36 @@ def push(number: int, layers: int = 6) -> list[Put]:
 def print_bytes() -> None:
     changes = push(1)
     delta = Delta(tuple(Element(change.key, change.value) for change in changes), (), 100_000)
-    node = build_node([Cid.of(RAW, b"head").multihash], delta)
-    (message,) = encode_broadcasts([Head(node.multihash)])
+    links = [Cid.of(RAW, b"head").multihash]
+    plain, signed = build_node(links, delta), build_node(links, delta, NamedSigner("alice"))
+    (message,) = encode_broadcasts([Head(signed.multihash)])
     keys = sum(len(change.key) for change in changes)
     values = sum(len(change.value) for change in changes)
-    print(f"one push of a 6-layer image: {len(changes)} keys, {keys} bytes of keys, {values} of values")
-    print(f"  delta {len(delta.encode())} bytes, node {len(node.block.data)} bytes, announcement {len(message)} bytes")
+    print(f"one push of a 6-layer image: one delta, {len(changes)} keys, {keys} bytes of keys, {values} of values")
+    print(
+        f"  node {len(plain.block.data)} bytes, signed {len(signed.block.data)} bytes, "
+        f"announcement {len(message)} bytes"
+    )
+
+
+async def print_growth(replica: Replica, pushes: int = 2000) -> None:
+    """What pushes leave behind, one after the other, so that each is a delta of its own."""
+    before = _measure(replica)
+    for number in range(pushes):
+        await replica.commit(push(1_000_000 + number))
+    after = _measure(replica)
+    size = (after.pop("bytes") - before.pop("bytes")) / pushes
+    rows = {table: (after[table] - before[table]) / pushes for table in after}
+    print(f"growth by one push of a 6-layer image: {size:,.0f} bytes of database, {sum(rows.values()):.1f} rows:")
+    print("  " + ", ".join(f"{table} {count:.1f}" for table, count in rows.items() if count >= 0.05))
+
+
+def _measure(replica: Replica) -> dict[str, int]:
+    read = replica._database.read
+    tables = [name for (name,) in read("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    counts = {name: read(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables}
+    pages = read("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()[0]
+    return {"bytes": pages, **counts}
 
 
 async def _write_tags(replica: Replica, numbers: Iterator[int]) -> None:
@@ -276,6 +306,7 @@ async def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         async with open_alone(Path(directory)) as replica:
             await print_writes(replica, options.writes)
+            await print_growth(replica)
             await fill(replica, options.keys)
             print_reads(replica, options.keys)
             size = (Path(directory) / "names.db").stat().st_size

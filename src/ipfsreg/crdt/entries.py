@@ -57,14 +57,14 @@ _UNBURIED = "NOT EXISTS (SELECT 1 FROM crdt_tombstones AS t WHERE t.key = e.key 
 
 # A veiled tombstone removes what it names as well; only a withheld one does not.
 _LIVE_IDS = (
-    "SELECT multihash FROM crdt_elements AS e JOIN crdt_nodes ON number = e.node"
+    "SELECT multihash FROM crdt_elements AS e CROSS JOIN crdt_nodes ON number = e.node"
     " WHERE e.key = ? AND NOT EXISTS"
     " (SELECT 1 FROM crdt_tombstones AS t WHERE t.key = e.key AND t.node = e.node AND t.withheld & 1 = 0)"
     " ORDER BY e.withheld & 3 DESC, e.priority, e.value"
 )
 
 _EARLY_IDS = (
-    "SELECT multihash FROM crdt_elements AS e JOIN crdt_nodes ON number = e.node"  # noqa: S608 (constants)
+    "SELECT multihash FROM crdt_elements AS e CROSS JOIN crdt_nodes ON number = e.node"  # noqa: S608 (constants)
     " WHERE e.key = ? AND e.withheld & 2 = 0 AND"
     " (e.withheld >= 4 OR EXISTS (SELECT 1 FROM crdt_early AS y WHERE y.node = e.node AND y.key = e.key))"
     f" AND {_UNBURIED} ORDER BY e.priority, e.value"

@@ -425,16 +425,19 @@ class _Transaction:
         count: int = self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608 (our own names)
         return count
 
+    # CROSS JOIN is SQLite's way to keep the order of the tables: few heads, tips or children, each looked up among all
+    # nodes. Left to itself it runs through all nodes for the sake of an order or a maximum, with every write.
+
     def _heads(self, dag: str | None = None) -> list[tuple[bytes, str, int]]:
         return self._db.execute(
-            "SELECT multihash, dag, height FROM crdt_heads JOIN crdt_nodes ON number = node"
+            "SELECT multihash, dag, height FROM crdt_heads CROSS JOIN crdt_nodes ON number = node"
             " WHERE ? IS NULL OR dag = ? ORDER BY multihash",
             (dag, dag),
         ).fetchall()
 
     def _height(self) -> int:
         highest: int | None = self._db.execute(
-            "SELECT max(height) FROM crdt_heads JOIN crdt_nodes ON number = node"
+            "SELECT max(height) FROM crdt_heads CROSS JOIN crdt_nodes ON number = node"
         ).fetchone()[0]
         return highest or 0
 
@@ -446,7 +449,7 @@ class _Transaction:
             "SELECT multihash, priority, merged, fault, author FROM crdt_nodes WHERE number = ?", (number,)
         ).fetchone()
         below: int | None = self._db.execute(
-            "SELECT max(height) FROM crdt_links JOIN crdt_nodes ON number = child WHERE parent = ?", (number,)
+            "SELECT max(height) FROM crdt_links CROSS JOIN crdt_nodes ON number = child WHERE parent = ?", (number,)
         ).fetchone()[0]
         if fault is None:
             fault = priority_fault(priority, below or 0)
@@ -496,7 +499,7 @@ class _Transaction:
         # While we are catching up, a write of ours must not be older than everything the others have: it takes its
         # priority from what was announced and counts already, as far as the slack allows.
         (ahead,) = self._db.execute(
-            "SELECT max(priority) FROM crdt_tips JOIN crdt_nodes ON number = node WHERE merged = 1"
+            "SELECT max(priority) FROM crdt_tips CROSS JOIN crdt_nodes ON number = node WHERE merged = 1"
         ).fetchone()
         below = max((height for *_, height in heads), default=0)
         ahead = max(ahead or 0, self._claims.height)
@@ -570,7 +573,7 @@ def closed_node(database: Database, multihash: bytes) -> tuple[int, bytes, int] 
 def closed_children(database: Database, number: int) -> list[tuple[int, bytes, int]]:
     """The closed nodes that node *number* links to, as `closed_node` has them."""
     return database.read(
-        "SELECT number, multihash, height FROM crdt_links JOIN crdt_nodes ON number = child"
+        "SELECT number, multihash, height FROM crdt_links CROSS JOIN crdt_nodes ON number = child"
         " WHERE parent = ? AND state = 3",
         (number,),
     ).fetchall()
@@ -580,7 +583,7 @@ def sample_closed(database: Database, limit: int) -> list[bytes]:
     """Up to *limit* closed nodes by which another replica sees what is here: the heads, then one at each distance of
     1, 2, 4, 8 … below the highest."""
     heads = database.read(
-        "SELECT multihash, height FROM crdt_heads JOIN crdt_nodes ON number = node ORDER BY height DESC LIMIT ?",
+        "SELECT multihash, height FROM crdt_heads CROSS JOIN crdt_nodes ON number = node ORDER BY height DESC LIMIT ?",
         (limit,),
     ).fetchall()
     found = [multihash for multihash, _ in heads]
@@ -629,7 +632,7 @@ async def tally_beside(database: Database) -> Tally:
 def withheld_values(database: Database, limit: int = 1000) -> list[tuple[str, bytes, bytes | None]]:
     """Up to *limit* values that the rules on writers keep from counting: key, node, author."""
     return database.read(
-        "SELECT key, multihash, author FROM crdt_elements JOIN crdt_nodes ON number = node"
+        "SELECT key, multihash, author FROM crdt_elements CROSS JOIN crdt_nodes ON number = node"
         " WHERE withheld = 1 ORDER BY key LIMIT ?",
         (limit,),
     ).fetchall()

@@ -75,7 +75,7 @@ class Making:
         self._db = db
         rows = db.execute("SELECT number, multihash FROM crdt_nodes WHERE state = 3 ORDER BY height DESC").fetchall()
         heads = db.execute(
-            "SELECT multihash, height FROM crdt_heads JOIN crdt_nodes ON number = node ORDER BY height DESC"
+            "SELECT multihash, height FROM crdt_heads CROSS JOIN crdt_nodes ON number = node ORDER BY height DESC"
         ).fetchall()
         unsettled = db.execute("SELECT 1 FROM crdt_checkpoints WHERE state < ?", (SETTLED,)).fetchone()
         self._positions = {number: position for position, (number, _) in enumerate(rows)}

@@ -8,6 +8,7 @@ import pytest
 from ipfsreg.oci.media_types import OCI_INDEX
 from ipfsreg.testing.clients.copying import Oras
 from ipfsreg.testing.clients.known import COSIGN, HELM, ORAS
+from ipfsreg.testing.clients.table import Column
 from ipfsreg.testing.daemons import wait_until
 from ipfsreg.testing.oci_images import ImageLayout
 
@@ -31,6 +32,7 @@ def test_helm_finds_the_newest_version_by_the_tags(swarm: Swarm, clients: Client
         helm.push(helm.package("many", version), f"{swarm.alice.http}/charts")
         swarm.bob.wait_manifest("charts/many", version)
     assert "version: 1.10.0" in helm.show(f"{swarm.bob.http}/charts", "many", "^1")
+    clients.shown(HELM, Column.MORE)
 
 
 def attached(oras: Oras, reference: str, digest: str) -> dict[str, str]:
@@ -60,6 +62,7 @@ def test_oras_discovers_at_bob_what_was_attached_at_alice(
     assert set(oras.discover(f"{at_bob}:1.0", "text/x-note")) == {note}
     # Referrers as the specification has them, not the tag that clients make where a registry lacks them.
     assert httpx.get(swarm.bob.url("/v2/artifacts/app/tags/list")).json()["tags"] == ["1.0"]
+    clients.shown(ORAS, Column.MORE)
 
 
 def test_cosign_verifies_at_bob_what_was_signed_at_alice(
@@ -81,6 +84,7 @@ def test_cosign_verifies_at_bob_what_was_signed_at_alice(
     referrers = httpx.get(swarm.bob.url(f"/v2/signed/app/referrers/{pushed}"), headers={"Accept": OCI_INDEX}).json()
     assert len(referrers["manifests"]) == 1
     assert httpx.get(swarm.bob.url("/v2/signed/app/tags/list")).json()["tags"] == ["1.0"]
+    clients.shown(COSIGN, Column.MORE)
 
 
 def test_a_signature_does_not_hold_for_another_image(

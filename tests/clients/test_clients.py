@@ -6,8 +6,8 @@ import pytest
 
 from ipfsreg.testing.clients.docker import Docker
 from ipfsreg.testing.clients.interface import ContainerClient
-from ipfsreg.testing.clients.known import DOCKERS, IMAGE_CLIENTS, Known
-from ipfsreg.testing.clients.programs import DEBIAN_12
+from ipfsreg.testing.clients.known import DOCKERS, IMAGE_CLIENTS, MANY_LAYERS, Known
+from ipfsreg.testing.clients.table import Column
 from ipfsreg.testing.oci_images import ImageLayout
 from ipfsreg.testing.pushing import Client
 
@@ -23,12 +23,6 @@ def repository_for(known: KnownImageClient, image: str) -> str:
     return f"clients/{IMAGE_CLIENTS.index(known)}/{image.replace(' ', '-')}"
 
 
-# podman and buildah start a process or two for every layer, ten seconds for a hundred; they copy as skopeo does.
-MANY_LAYERS = [
-    known
-    for known in IMAGE_CLIENTS
-    if known.program not in ("podman", "buildah") and (known.program, known.origin) != ("docker", DEBIAN_12)
-]
 CASES = [(known, image) for known in IMAGE_CLIENTS for image in ("multi-layer", "multi-arch")] + [
     (known, "100 layers") for known in MANY_LAYERS
 ]
@@ -45,6 +39,7 @@ def test_push_to_alice_pull_from_bob(
     assert swarm.bob.wait_manifest(repository, "1.0") == pushed
     at_bob = f"{swarm.bob.http}/{repository}:1.0"
     assert pushed in tool.pull(at_bob)
+    clients.shown(known, {"multi-arch": Column.INDEX, "100 layers": Column.MANY}.get(image, Column.IMAGE))
     tool.forget(at_bob)
 
 

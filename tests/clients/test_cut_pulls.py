@@ -7,6 +7,7 @@ import pytest
 from ipfsreg.testing.clients.interface import ContainerClient
 from ipfsreg.testing.clients.known import IMAGE_CLIENTS, Known
 from ipfsreg.testing.clients.programs import ClientFailed
+from ipfsreg.testing.clients.table import Column
 from ipfsreg.testing.cut_proxy import CutProxy, open_cut_proxy
 from ipfsreg.testing.oci_images import ImageLayout
 
@@ -35,6 +36,7 @@ def test_a_pull_cut_in_the_middle_of_a_layer_ends_with_the_right_bytes(
     if known.resumes:
         assert [asked.method for asked in rest] == ["GET"]
         assert CUT_AFTER_BYTES // 2 < rest[0].start < LAYER_BYTES
+    clients.shown(known, Column.CUT)
     tool.forget(reference)
 
 

@@ -54,10 +54,12 @@ class Containerd:
         )
         archive.unlink()
         names = [line.split()[0] for line in self.place.run(*self._ctr, "image", "ls").splitlines()[1:]]
-        named = next((name for name in names if name.endswith(f":{image.tag}") and name != reference), None)
-        assert named is not None, f"ctr imported {imported!r} and lists {names}"
-        self.place.run(*self._ctr, "image", "push", *self._how(reference), reference, named)
-        self.place.run(*self._ctr, "image", "rm", "--sync", *names)
+        try:
+            named = next((name for name in names if name.endswith(f":{image.tag}") and name != reference), None)
+            assert named is not None, f"ctr imported {imported!r} and lists {names}"
+            self.place.run(*self._ctr, "image", "push", *self._how(reference), reference, named)
+        finally:
+            self.place.run(*self._ctr, "image", "rm", "--sync", *names)
         return str(image.digest)
 
     def pull(self, reference: str) -> frozenset[str]:

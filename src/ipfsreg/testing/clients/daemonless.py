@@ -73,7 +73,8 @@ class _WithStorage:
         return [*trust, f"--authfile={self._auth}"] if self._auth.exists() else trust
 
     def login(self, address: str, user: str, password: str) -> None:
-        self._auth.write_text("{}")
+        if not self._auth.exists():
+            self._auth.write_text("{}")
         command = [*self._command, "login", *self._trust(), "-u", user, "--password-stdin", address]
         self.place.run(*command, stdin=password)
 
@@ -83,13 +84,17 @@ class _WithStorage:
         note = ("--digestfile", digest_file)
         if len(image.manifests) > 1:
             self.place.run(*self._command, "manifest", "create", "several")
-            self.place.run(*self._command, "manifest", "add", "--all", "several", source)
-            self.place.run(*self._command, "manifest", "push", "--all", *self._trust(), *note, "several", target)
-            self.place.run(*self._command, "manifest", "rm", "several")
+            try:
+                self.place.run(*self._command, "manifest", "add", "--all", "several", source)
+                self.place.run(*self._command, "manifest", "push", "--all", *self._trust(), *note, "several", target)
+            finally:
+                self.place.run(*self._command, "manifest", "rm", "several")
         else:
             loaded = self.place.run(*self._command, "pull", "-q", source).split()[-1]
-            self.place.run(*self._command, "push", *self._trust(), *note, loaded, target)
-            self.place.run(*self._command, "rmi", "-f", loaded)
+            try:
+                self.place.run(*self._command, "push", *self._trust(), *note, loaded, target)
+            finally:
+                self.place.run(*self._command, "rmi", "-f", loaded)
         return digest_file.read_text().strip()
 
     def forget(self, reference: str) -> None:

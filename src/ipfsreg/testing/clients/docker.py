@@ -51,9 +51,10 @@ class Docker:
             raise ClientFailed(f"docker load: {loaded.stderr}")
         source = loaded.stdout.strip().split()[-1]
         self._cli.run(*self._docker, "tag", source, reference)
-        pushed = last_digest(self._cli.run(*self._docker, "push", reference))
-        self._cli.run(*self._docker, "rmi", "-f", source, reference)
-        return pushed
+        try:
+            return last_digest(self._cli.run(*self._docker, "push", reference))
+        finally:
+            self._cli.run(*self._docker, "rmi", "-f", source, reference)
 
     def pull(self, reference: str) -> frozenset[str]:
         return frozenset({last_digest(self._cli.run(*self._docker, "pull", reference))})
@@ -72,6 +73,9 @@ def open_docker(place: Place, *, containerd_store: bool, cli: Origin | None = No
     directory = place.directory
     socket, config = directory / "d.sock", directory / "daemon.json"
     driver = {} if containerd_store else {"storage-driver": "overlay2"}
+    if containerd_store and place.authority:
+        # docker 28 asks the token service, unlike the registry, with the system's authorities alone.
+        place = replace(place, variables={"SSL_CERT_FILE": str(place.authority)})
     config.write_text(json.dumps({"features": {"containerd-snapshotter": containerd_store}} | driver))
     command: list[str | Path] = ["dockerd", "--config-file", config, "-H", f"unix://{socket}"]
     command += ["--data-root", directory / "data", "--exec-root", directory / "exec", "--pidfile", directory / "pid"]

@@ -83,6 +83,13 @@ IMAGE_CLIENTS: tuple[Known[ContainerClient], ...] = (
     Known("regctl", GO_MODULES, ("regctl",), _plain(Regctl)),
     ORAS,
 )
+# podman and buildah start a process or two for every layer, ten seconds for a hundred; they copy as skopeo does.
+MANY_LAYERS: tuple[Known[ContainerClient], ...] = tuple(
+    known
+    for known in IMAGE_CLIENTS
+    if known.program not in ("podman", "buildah") and (known.program, known.origin) != ("docker", DEBIAN_12)
+)
+"""Those that push and pull an image of a hundred layers in the tests."""
 HELM: Known[Helm] = Known("helm", GO_MODULES, ("helm",), _plain(Helm))
 COSIGN: Known[Cosign] = Known("cosign", NEWER_DEBIAN, ("cosign",), _plain(Cosign))
 KNOWN: tuple[Known[RegistryClient], ...] = (*IMAGE_CLIENTS, HELM, COSIGN)

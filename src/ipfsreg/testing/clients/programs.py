@@ -72,6 +72,12 @@ class Origin:
         assert self.folder is not None
         return (self.folder.parent / f"{program}.installed").read_text().strip().rpartition("@v")[2]
 
+    def package_version(self, package: str) -> str:
+        """The version of a package of a newer Debian, without Debian's part."""
+        assert self.root is not None
+        packages = dict(line.split("\t") for line in (self.root / ".packages").read_text().splitlines())
+        return packages[package].partition("+")[0].partition("-")[0]
+
     def inner_path(self) -> str:
         """PATH as the programs see it."""
         return f"{self.folder}:/usr/sbin:/usr/bin" if self.folder else "/usr/sbin:/usr/bin"
@@ -94,20 +100,23 @@ class Place:
     """The certificate it trusts, as the file `ca.crt`; without one it speaks plain HTTP."""
     mounts: Mapping[Path, str] = field(default_factory=dict)
     """Folders of ours, and where the programs look for them."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """More for the environment."""
 
     def command(self, *command: str | Path) -> list[str]:
         """The arguments that start a program here. The process is the program itself: signals reach it."""
         words = list(map(str, command))
-        prefix = list(self.machine.prefix) if self.machine else []
-        shown = {path: str(path) for path in (self.directory, *self.readable)} if self.origin.root else {}
-        pairs = [str(part) for pair in {**shown, **self.mounts}.items() for part in pair]
+        # Not the machine's own prefix: `ip netns exec` mounts another /sys, in which dockerd looks for cgroups in vain.
+        prefix = ["nsenter", f"--net=/run/netns/{self.machine.namespace}"] if self.machine else []
+        shown = [(path, path) for path in (self.directory, *self.readable)] if self.origin.root else []
+        pairs = [str(part) for pair in (*shown, *self.mounts.items()) for part in pair]
         enter = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _ENTER, "sh"]
         root = str(self.origin.root) if self.origin.root else ""
         return [*prefix, *enter, root, *pairs, "--", *words]
 
     def environment(self) -> dict[str, str]:
         """No settings of whoever runs the tests, and a home of its own."""
-        return {"HOME": str(self.directory), "PATH": self.origin.inner_path()}
+        return {"HOME": str(self.directory), "PATH": self.origin.inner_path(), **self.variables}
 
     def run(self, *command: str | Path, stdin: str | None = None, environment: Mapping[str, str] | None = None) -> str:
         """Run a program; return what it prints. Raises ClientFailed."""

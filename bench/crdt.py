@@ -1,16 +1,18 @@
 """How fast one replica of the names is, and what a push costs in it.
 
     python bench/crdt.py [--keys 1000000] [--writes 3000] [--directory DIR]
-    python bench/crdt.py --join 10000,100000 [--rtt 0.05] [--by dagsync,blocks]
+    python bench/crdt.py --join 10000,100000 [--rtt 0.05] [--by checkpoint,dagsync,blocks]
 
 Prints durable tag writes per second (one at a time, and from many tasks at once), lookup and listing times with that
-many names, and the bytes of the delta, node and announcement of one push of a six-layer image. Disk figures are those
+many names, the bytes of node and announcement of one push of a six-layer image, and what a thousand of
+them leave in the database. All deltas are signed. Disk figures are those
 of the directory's file system; a RAM disk flatters them.
 
 With --join: how long an empty node takes until it reads that many names of another, and until it has all history, by
-dagsync and by blocks alone, the wires between them in memory with that round trip. The history is one chain of pushes
-of ten names, without the skip links our own writes have: what a Go replica leaves behind, and the worst case. Both
-nodes share one process, and so one core.
+a checkpoint and dagsync, by dagsync, and by blocks alone, the wires between them in memory with that round trip. The
+history is one chain of pushes of ten names, without the skip links our own writes have: what a Go replica leaves
+behind, and the worst case. Both nodes share one process, and so one core. Beside it what go-ds-crdt's walk of the same
+chain takes at the least: a node names only the one before it, so it is a round trip for each.
 """
 
 from __future__ import annotations
@@ -34,15 +36,19 @@ from ipfsreg.blockstore.interface import DatabaseBlockstore
 from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.crdt.delta import Delta, Element, Head, Node, build_node, encode_broadcasts, parse_node
 from ipfsreg.crdt.interface import Put
-from ipfsreg.crdt.replica import Replica, open_replica
+from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica
 from ipfsreg.crdt.state import Work, apply
 from ipfsreg.database import open_database
-from ipfsreg.ipld.cid import RAW, Cid
+from ipfsreg.ipld.cid import DAG_PB, RAW, Cid
 from ipfsreg.oci.digest import Digest
+from ipfsreg.oci.names import RepositoryName, Tag
 from ipfsreg.p2p.interface import PeerInfo
 from ipfsreg.pubsub.service import open_pubsub
+from ipfsreg.registry import catalog
+from ipfsreg.registry.catalog import LinkRecord, ManifestRecord, MoveRecord, TagRecord
 from ipfsreg.testing.network import MemoryEndpoint, MemorySwarm, peer_of
-from ipfsreg.testing.replicas import ReplicaSwarm, SwarmBlocks
+from ipfsreg.testing.pushing import IMAGE
+from ipfsreg.testing.replicas import NamedSigner, ReplicaSwarm, SwarmBlocks
 from ipfsreg.testing.topic import MemoryMesh
 
 VALUE = bytes(range(120))
@@ -67,22 +73,23 @@ async def open_alone(directory: Path) -> AsyncIterator[Replica]:
         MemoryMesh().join("names", peer_of("alice")) as topic,
     ):
         blocks = SwarmBlocks(ReplicaSwarm(directory), peer_of("alice"))
-        async with open_replica(database, store, blocks, topic) as replica:
+        async with open_replica(database, store, blocks, topic, signer=NamedSigner("alice")) as replica:
             yield replica
 
 
 def push(number: int, layers: int = 6) -> list[Put]:
-    """The changes of one push: tag, its history, manifest, links."""
-    digest = Digest.of(b"%d" % number)
-    repository = "/r/team/application"
-    root = bytes(Cid.of(RAW, b"%d" % number))
+    """The changes of one push, as the registry makes them: tag, its history, manifest, links of config and layers."""
+    repository, tag, peer = RepositoryName("team/application"), Tag(f"v{number}"), peer_of("alice")
+    digest, when_us = Digest.of(b"%d" % number), 1_800_000_000_000_000 + number
+    blobs = [(Digest.of(b"%d/%d" % (number, blob)), 30_000_000 if blob else 5_000) for blob in range(layers + 1)]
+    manifest = ManifestRecord(IMAGE, 1_800, Cid.from_sha256(RAW, digest.raw))
     return [
-        Put(f"{repository}/_t/v{number}", VALUE),
-        Put(f"{repository}/_h/v{number}/{number:016x}-12D3KooWNumberOfTheWritingPeerAsBase58TextHereX", VALUE),
-        Put(f"{repository}/_m/{digest}", VALUE),
+        Put(catalog.tag_key(repository, tag), TagRecord(digest, when_us, peer).encode()),
+        Put(catalog.history_key(repository, tag, when_us, peer), MoveRecord(digest, None, peer).encode()),
+        Put(catalog.manifest_key(repository, digest), manifest.encode(digest)),
         *(
-            Put(f"{repository}/_l/{Digest.of(b'%d/%d' % (number, layer))}", root + b"\xa3avasbr")
-            for layer in range(layers + 1)
+            Put(catalog.link_key(repository, blob), LinkRecord(size, Cid.of(DAG_PB, blob.raw)).encode(blob))
+            for blob, size in blobs
         ),
     ]
 
@@ -90,12 +97,36 @@ def push(number: int, layers: int = 6) -> list[Put]:
 def print_bytes() -> None:
     changes = push(1)
     delta = Delta(tuple(Element(change.key, change.value) for change in changes), (), 100_000)
-    node = build_node([Cid.of(RAW, b"head").multihash], delta)
-    (message,) = encode_broadcasts([Head(node.multihash)])
+    links = [Cid.of(RAW, b"head").multihash]
+    plain, signed = build_node(links, delta), build_node(links, delta, NamedSigner("alice"))
+    (message,) = encode_broadcasts([Head(signed.multihash)])
     keys = sum(len(change.key) for change in changes)
     values = sum(len(change.value) for change in changes)
-    print(f"one push of a 6-layer image: {len(changes)} keys, {keys} bytes of keys, {values} of values")
-    print(f"  delta {len(delta.encode())} bytes, node {len(node.block.data)} bytes, announcement {len(message)} bytes")
+    print(f"one push of a 6-layer image: one delta, {len(changes)} keys, {keys} bytes of keys, {values} of values")
+    print(
+        f"  node {len(plain.block.data)} bytes, signed {len(signed.block.data)} bytes, "
+        f"announcement {len(message)} bytes"
+    )
+
+
+async def print_growth(replica: Replica, pushes: int = 2000) -> None:
+    """What pushes leave behind, one after the other, so that each is a delta of its own."""
+    before = _measure(replica)
+    for number in range(pushes):
+        await replica.commit(push(1_000_000 + number))
+    after = _measure(replica)
+    size = (after.pop("bytes") - before.pop("bytes")) / pushes
+    rows = {table: (after[table] - before[table]) / pushes for table in after}
+    print(f"growth by one push of a 6-layer image: {size:,.0f} bytes of database, {sum(rows.values()):.1f} rows:")
+    print("  " + ", ".join(f"{table} {count:.1f}" for table, count in rows.items() if count >= 0.05))
+
+
+def _measure(replica: Replica) -> dict[str, int]:
+    read = replica._database.read
+    tables = [name for (name,) in read("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    counts = {name: read(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables}
+    pages = read("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()[0]
+    return {"bytes": pages, **counts}
 
 
 async def _write_tags(replica: Replica, numbers: Iterator[int]) -> None:
@@ -185,8 +216,9 @@ def print_reads(replica: Replica, keys: int) -> None:
 
 
 @asynccontextmanager
-async def open_peer(wires: MemorySwarm, directory: Path, name: str, *, dagsync: bool) -> AsyncIterator[Peer]:
-    """A replica on a real disk with gossip and block exchange, and dagsync if asked for."""
+async def open_peer(wires: MemorySwarm, directory: Path, name: str, by: str) -> AsyncIterator[Peer]:
+    """A replica on a real disk with gossip and block exchange, and dagsync and checkpoints if asked for."""
+    settings = ReplicaSettings(checkpoint_peers=None if by == "checkpoint" else frozenset())
     endpoint = wires.endpoint(name)
     directory = directory / name
     directory.mkdir()
@@ -197,7 +229,7 @@ async def open_peer(wires: MemorySwarm, directory: Path, name: str, *, dagsync: 
         open_pubsub(endpoint) as pubsub,
         pubsub.join("names") as topic,
         open_replica(
-            database, store, bitswap, topic, signer=endpoint, network=endpoint if dagsync else None
+            database, store, bitswap, topic, settings, signer=endpoint, network=None if by == "blocks" else endpoint
         ) as replica,
     ):
         yield Peer(endpoint, replica, store)
@@ -220,28 +252,30 @@ async def write_history(peer: Peer, names: int) -> None:
     await peer.replica.commit([Put("/r/last/_t/one", VALUE)])
 
 
-async def print_join(names: int, rtt_s: float, *, dagsync: bool, patience_s: float = 600.0) -> None:
+async def print_join(names: int, rtt_s: float, by: str, *, patience_s: float = 600.0) -> None:
     with tempfile.TemporaryDirectory() as directory:
         wires = MemorySwarm()
-        async with open_peer(wires, Path(directory), "alice", dagsync=dagsync) as alice:
+        async with open_peer(wires, Path(directory), "alice", by) as alice:
             await write_history(alice, names)
             height = alice.replica.status().height
-            async with open_peer(wires, Path(directory), "bob", dagsync=dagsync) as bob:
+            async with open_peer(wires, Path(directory), "bob", by) as bob:
                 wires.delay(alice.endpoint, bob.endpoint, rtt_s / 2)
                 start = time.perf_counter()
                 await bob.endpoint.connect(PeerInfo(alice.endpoint.peer_id))
-                readable = whole = None
+                ready = readable = whole = None
                 while whole is None and time.perf_counter() - start < patience_s:
                     await trio.sleep(0.1)
                     status = bob.replica.status()
+                    if ready is None and status.synced:
+                        ready = time.perf_counter() - start
                     if readable is None and status.names >= names:
                         readable = time.perf_counter() - start
                     if status.height == height:
                         whole = time.perf_counter() - start
-                how = "dagsync" if dagsync else "blocks"
                 print(
-                    f"join of {names:,} names in {height:,} nodes at {rtt_s * 1e3:.0f} ms by {how}:"
-                    f" all readable after {_seconds(readable)}, all history after {_seconds(whole)}"
+                    f"join of {names:,} names in {height:,} nodes at {rtt_s * 1e3:.0f} ms by {by}:"
+                    f" ready after {_seconds(ready)}, all readable after {_seconds(readable)},"
+                    f" all history after {_seconds(whole)}"
                     + ("" if whole else f"; given up with {bob.replica.status().names:,} names")
                 )
 
@@ -257,18 +291,22 @@ async def main() -> None:
     parser.add_argument("--directory", type=Path, default=None, help="on the disk to be measured")
     parser.add_argument("--join", default="", help="numbers of names, separated by commas")
     parser.add_argument("--rtt", type=float, default=0.05, help="seconds")
-    parser.add_argument("--by", default="dagsync,blocks")
+    parser.add_argument("--by", default="checkpoint,dagsync,blocks")
     parser.add_argument("--patience", type=float, default=600.0, help="seconds after which a join is given up")
     options = parser.parse_args()
     if options.join:
         for names in map(int, options.join.split(",")):
-            for how in options.by.split(","):
-                await print_join(names, options.rtt, dagsync=how == "dagsync", patience_s=options.patience)
+            for by in options.by.split(","):
+                await print_join(names, options.rtt, by, patience_s=options.patience)
+            print(
+                f"  go-ds-crdt, a round trip for each of {names // 10 + 1:,} nodes: {names / 10 * options.rtt:,.0f} s"
+            )
         return
     print_bytes()
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         async with open_alone(Path(directory)) as replica:
             await print_writes(replica, options.writes)
+            await print_growth(replica)
             await fill(replica, options.keys)
             print_reads(replica, options.keys)
             size = (Path(directory) / "names.db").stat().st_size

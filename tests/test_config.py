@@ -132,6 +132,7 @@ def test_every_key_can_come_from_the_environment(tmp_path: Path) -> None:
     default = load(tmp_path, PRIVATE)
     values = {
         "log_level": "error",
+        "untagged": "delete",
         "bootstrappers": f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}",
         "announce_addrs": "/ip4/1.1.1.1/tcp/1",
         "format": "json",
@@ -141,6 +142,7 @@ def test_every_key_can_come_from_the_environment(tmp_path: Path) -> None:
     values |= {"token_s": "60", "realm": "https://registry.example/token", "rules": '[{"repositories": "*"}]'}
     values["groups"] = '[{"name": "team", "users": ["alice"]}]'
     values["issuers"] = '[{"issuer": "https://login.example", "jwks": "/keys.json"}]'
+    values["endpoints"] = json.dumps([{"name": "ci", "url": "https://ci.example/"}])
     for section in default.__struct_fields__:
         for key in getattr(default, section).__struct_fields__:
             before = getattr(getattr(default, section), key)
@@ -175,6 +177,49 @@ def test_a_writers_table_that_lacks_something_or_has_too_much_is_told(tmp_path: 
         load(tmp_path, PRIVATE + "[[crdt.writers]]\n" + entry)
     with pytest.raises(ConfigError, match="must be JSON"):
         load(tmp_path, PRIVATE, IPFSREG_CRDT_WRITERS="team/*")
+
+
+ENDPOINT = '[[notifications.endpoints]]\nname = "ci"\nurl = "https://ci.example/hook"\n'
+
+
+def test_an_endpoint_needs_a_name_and_a_url(tmp_path: Path) -> None:
+    (endpoint,) = load(tmp_path, PRIVATE + ENDPOINT + 'headers = {Authorization = "Bearer x"}').notifications.endpoints
+    assert (endpoint.name, endpoint.url, endpoint.headers) == (
+        "ci",
+        "https://ci.example/hook",
+        {"Authorization": "Bearer x"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[[notifications.endpoints]]\nname = "ci"', "must be tables, each as"),
+        (ENDPOINT + "headers = {Authorization = 5, X = 's3cret'}", "must be tables, each as"),
+        (ENDPOINT + "headers = {'A B' = 's3cret'}", "names and values of headers"),
+        (ENDPOINT + 'headers = {A = "s3cret\\n"}', "names and values of headers"),
+        (ENDPOINT.replace('"ci"', '"c i"'), "letters, digits"),
+        (ENDPOINT + ENDPOINT, "each endpoint has a name of its own"),
+        (ENDPOINT.replace("https://", "ftp://s3cret@"), "http:// or https://"),
+        (ENDPOINT.replace("https://", "https://u:s3cret@"), "no user or password"),
+        (ENDPOINT.replace("ci.example", "ci.example:99999"), "http:// or https://"),
+        (ENDPOINT + 'ignore_actions = ["tag"]', "push, pull, mount, delete"),
+        (ENDPOINT + "timeout_s = 0", "seconds above 0 and at most 300"),
+        (ENDPOINT + "backoff_s = -1", "seconds above 0 and at most 86400"),
+        (ENDPOINT + "threshold = 0", "1 to 1000 failures"),
+        (ENDPOINT + "max_queued = 0", "1 to 1000000 events"),
+    ],
+)
+def test_a_mistake_in_an_endpoint_is_told_without_its_secrets(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as caught:
+        load(tmp_path, PRIVATE + text)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_endpoints_that_are_no_json_are_told_without_their_secrets(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must be JSON") as caught:
+        load(tmp_path, PRIVATE, IPFSREG_NOTIFICATIONS_ENDPOINTS='{"s3cret"')
+    assert "s3cret" not in str(caught.value)
 
 
 def test_what_kubernetes_says_of_a_service_of_our_name_is_no_key(tmp_path: Path) -> None:

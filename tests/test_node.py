@@ -132,6 +132,7 @@ async def test_a_database_that_is_none_is_named_and_left_alone(tmp_path: Path) -
         ("HTTP_LISTEN", "192.0.2.77:5000", r"http\.listen = '192.0.2.77:5000'"),
         ("HTTP_TLS_KEY", "/nowhere/tls.key", r"http\.tls_certificate = '': a certificate and its key belong together"),
         ("CRDT_TRUSTED_PEERS", "somebody", r"crdt\.trusted_peers = \['somebody'\]: peer IDs"),
+        ("CRDT_CHECKPOINT_PEERS", "somebody", r"crdt\.checkpoint_peers = 'somebody': a peer ID"),
         ("NODE_PRIVATE_KEY", "AAAA", r"node\.private_key"),
         ("NODE_DATASTORE_PATH", "/proc/nowhere", r"node\.datastore_path = '/proc/nowhere': cannot be created"),
     ],

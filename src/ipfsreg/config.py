@@ -15,6 +15,7 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -88,6 +89,10 @@ class CrdtConfig(_Section, frozen=True):
     pubsub_topic: str = DEFAULT_TOPIC
     trusted_peers: tuple[str, ...] | None = None
     """Peer IDs whose announcements are taken, or "*". Unset: everybody in a private swarm, nobody else outside."""
+    checkpoint_peers: tuple[str, ...] | None = None
+    """Peer IDs whose checkpoints are taken for every name. Unset: those of the trusted, for what each may write."""
+    checkpoint_required: bool = False
+    """Do not open the door before all names are here, by a checkpoint or with all history."""
     require_signed: bool = False
     """Only what its author signed counts, and where `trusted_peers` has peer IDs, only their signatures."""
     unsigned_heads: tuple[str, ...] = ()
@@ -100,8 +105,23 @@ class RegistryConfig(_Section, frozen=True):
 
     immutable_tags: tuple[str, ...] = ()
     """Patterns of `repository:tag`; such a tag is set once."""
+    fetch_pushed: bool = True
+    """Before a manifest push is answered, fetch what it names and this node lacks."""
     wait_heads_s: float = 10.0
     """Seconds that a read waits for the writes it says it has seen elsewhere (`Ipfsreg-Heads`)."""
+
+
+class GcConfig(_Section, frozen=True):
+    """`[gc]`: what no repository refers to."""
+
+    interval_s: float = 3600.0
+    """Seconds between two looks, on average. 0: only `ipfsreg gc` looks."""
+    grace_s: float = 86400.0
+    """Seconds that a name must have been of no use, counted while the node runs."""
+    blob_grace_s: float = 3600.0
+    """Seconds that a blob must have had no name."""
+    untagged: typing.Literal["keep", "delete"] = "keep"
+    """What becomes of manifests that no tag reaches, in all the swarm."""
 
 
 class HttpConfig(_Section, frozen=True):
@@ -218,6 +238,34 @@ class MetricsConfig(_Section, frozen=True):
     """Where `/metrics`, `/healthz` and `/readyz` are answered, without a password. Empty: nowhere."""
 
 
+class EndpointConfig(_Section, frozen=True):
+    """`[[notifications.endpoints]]`: who is told what happens."""
+
+    name: str
+    """Names its queue: another name is another queue."""
+    url: str
+    headers: dict[str, str] = {}
+    timeout_s: float = 5.0
+    threshold: int = 5
+    """Failures in a row after which it is left alone for `backoff_s`, and longer each time."""
+    backoff_s: float = 10.0
+    ignore_actions: tuple[str, ...] = ()
+    """Of push, pull, mount, delete."""
+    ignore_media_types: tuple[str, ...] = ()
+    merged: bool = False
+    """Tell what other nodes did to tags, too."""
+    max_queued: int = 10_000
+    """Events that wait before the oldest is dropped."""
+    ca: str = ""
+    """File of certificate authorities to trust instead of the system's."""
+
+
+class NotificationsConfig(_Section, frozen=True):
+    """`[notifications]`: webhooks."""
+
+    endpoints: tuple[EndpointConfig, ...] = ()
+
+
 class Config(_Section, frozen=True):
     """The whole file."""
 
@@ -225,12 +273,14 @@ class Config(_Section, frozen=True):
     p2p: P2pConfig = P2pConfig()
     crdt: CrdtConfig = CrdtConfig()
     registry: RegistryConfig = RegistryConfig()
+    gc: GcConfig = GcConfig()
     http: HttpConfig = HttpConfig()
     auth: AuthConfig = AuthConfig()
     audit: AuditConfig = AuditConfig()
     fetch: FetchConfig = FetchConfig()
     access_log: AccessLogConfig = AccessLogConfig()
     metrics: MetricsConfig = MetricsConfig()
+    notifications: NotificationsConfig = NotificationsConfig()
 
     @property
     def is_private(self) -> bool:
@@ -321,7 +371,8 @@ def _read_variable(name: str, text: str, kind: Any) -> Any:
         try:
             return msgspec.json.decode(text)
         except msgspec.DecodeError:
-            raise ConfigError(name, text, "must be JSON: " + _right(kind, None)) from None
+            shown = "…" if kind == tuple[EndpointConfig, ...] else text
+            raise ConfigError(name, shown, "must be JSON: " + _right(kind, None)) from None
     if _is_list(kind):
         return [item.strip() for item in text.split(",") if item.strip()]
     try:
@@ -349,6 +400,8 @@ _TABLES = {
     'create = ["ci"], delete = ["alice"]',
     IssuerConfig: '[[auth.issuers]] with issuer = "https://login.example", jwks = "https://login.example/jwks.json" '
     'and perhaps audience = "registry" and repositories = "team-a/*"',
+    EndpointConfig: '[[notifications.endpoints]] with name = "ci", url = "https://ci.example/hook" and perhaps '
+    'headers = {Authorization = "Bearer …"}, ignore_actions = ["pull"]',
 }
 
 
@@ -373,7 +426,8 @@ def _convert(values: dict[str, Any]) -> Config:
         key = path.strip("`").removeprefix("$.")
         section, _, name = re.sub(r"\[.*", "", key).partition(".")
         right = _right(_sections()[section][name], getattr(getattr(Config(), section), name))
-        raise ConfigError(key, _look_up(values, key), right) from None
+        # Headers of endpoints are secrets.
+        raise ConfigError(key, "…" if section == "notifications" else _look_up(values, key), right) from None
 
 
 def _look_up(values: Any, path: str) -> Any:
@@ -406,12 +460,17 @@ def _check(config: Config) -> None:
         raise ConfigError("audit.path", config.audit.path, "the path of a file")
     for address in config.metrics.listen:
         parse_host_port("metrics.listen", address)
+    _check_endpoints(config.notifications.endpoints)
     if "\0" in config.access_log.path:
         raise ConfigError("access_log.path", config.access_log.path, "the path of a file")
     for key in ("patience_s", "give_up_s"):
         value = getattr(config.fetch, key)
         if not 0 < value <= 86400:
             raise ConfigError(f"fetch.{key}", value, "seconds above 0 and at most 86400")
+    for key in ("interval_s", "grace_s", "blob_grace_s"):
+        value = getattr(config.gc, key)
+        if not 0 <= value <= 31_536_000:
+            raise ConfigError(f"gc.{key}", value, "seconds from 0 to 31536000, which is a year")
     if not 0 <= config.registry.wait_heads_s <= 3600:
         raise ConfigError("registry.wait_heads_s", config.registry.wait_heads_s, "seconds from 0 to 3600")
     for key in ("drain_s", "unready_s"):
@@ -485,6 +544,48 @@ def _check_issuer(issuer: IssuerConfig) -> None:
         raise ConfigError("auth.issuers.jwks", issuer.jwks, "the path of a file, or an https URL")
     if not issuer.issuer:
         raise ConfigError("auth.issuers.issuer", "", "what its tokens say as iss")
+
+
+_ACTIONS = ("push", "pull", "mount", "delete")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
+_ENDPOINT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+def _check_endpoints(endpoints: tuple[EndpointConfig, ...]) -> None:
+    for endpoint in endpoints:
+        key = "notifications.endpoints"
+        if not _ENDPOINT_NAME.fullmatch(endpoint.name):
+            raise ConfigError(f"{key}.name", endpoint.name, "1 to 64 letters, digits, dots, dashes and underscores")
+        if sum(other.name == endpoint.name for other in endpoints) > 1:
+            raise ConfigError(f"{key}.name", endpoint.name, "each endpoint has a name of its own")
+        key = f"{key} {endpoint.name}:"
+        _check_url(f"{key} url", endpoint.url)
+        for name, value in endpoint.headers.items():
+            # Values may be secrets, so they are never shown.
+            if not _HEADER_NAME.fullmatch(name) or not (value.isascii() and value.isprintable()):
+                raise ConfigError(f"{key} headers", {name: "…"}, "names and values of headers, in printable ASCII")
+        for action in endpoint.ignore_actions:
+            if action not in _ACTIONS:
+                raise ConfigError(f"{key} ignore_actions", action, f"must be of {', '.join(_ACTIONS)}")
+        if not 0 < endpoint.timeout_s <= 300:
+            raise ConfigError(f"{key} timeout_s", endpoint.timeout_s, "seconds above 0 and at most 300")
+        if not 0 < endpoint.backoff_s <= 86400:
+            raise ConfigError(f"{key} backoff_s", endpoint.backoff_s, "seconds above 0 and at most 86400")
+        if not 1 <= endpoint.threshold <= 1000:
+            raise ConfigError(f"{key} threshold", endpoint.threshold, "1 to 1000 failures")
+        if not 1 <= endpoint.max_queued <= 1_000_000:
+            raise ConfigError(f"{key} max_queued", endpoint.max_queued, "1 to 1000000 events")
+
+
+def _check_url(key: str, text: str) -> None:
+    right = "http:// or https://, a host, and no user or password (those go into headers)"
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        raise ConfigError(key, "…", right) from None
+    if not usable or parts.username is not None or parts.password is not None or not text.isprintable():
+        raise ConfigError(key, "…", right)
 
 
 def _check_multiaddr(key: str, text: str, example: str) -> None:

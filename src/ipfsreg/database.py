@@ -71,6 +71,26 @@ class _Write(Generic[T]):
     result: outcome.Value[T] | outcome.Error | None = None
 
 
+class Snapshot:
+    """What was committed when it was taken, read aside from the trio thread. Built only by `Database.snapshot`."""
+
+    def __init__(self, db: sqlite3.Connection, database: Database) -> None:
+        self._db = db
+        self._database = database
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run *work*, which only reads, in a thread. Not to be cancelled in the middle: keep it short.
+
+        Raises:
+            StoreDamaged, StoreError.
+        """
+        try:
+            result: T = await self._database._in_thread(lambda: work(self._db))
+        except sqlite3.Error as error:
+            raise self._database._named(error) from error
+        return result
+
+
 class Database:
     """One SQLite file. Built only by `open_database`."""
 
@@ -128,6 +148,32 @@ class Database:
     def waiting_writes(self) -> int:
         """Writes the disk has not come to yet."""
         return len(self._waiting)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        """For long reads: one state of the database while the block lasts. The log grows as long as others write.
+
+        Raises:
+            StoreDamaged, StoreError.
+        """
+
+        def begin() -> sqlite3.Connection:
+            db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            db.execute("PRAGMA query_only = 1")
+            db.execute("BEGIN")
+            return db
+
+        try:
+            db: sqlite3.Connection = await self._in_thread(begin)
+        except sqlite3.Error as error:
+            raise self._named(error) from error
+        try:
+            yield Snapshot(db, self)
+        finally:
+            db.close()
+
+    async def _in_thread(self, work: Callable[[], Any]) -> Any:
+        return await trio.to_thread.run_sync(work)
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run *work* in the writer thread inside a transaction; on return its effect survives a power cut.

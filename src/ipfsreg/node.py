@@ -13,6 +13,7 @@ import base64
 import fcntl
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from ipfsreg.blockstore.index import ARRIVING
 from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.config import Config
 from ipfsreg.crdt.census import count_names
+from ipfsreg.crdt.claims import STATE_NAMES, CheckpointStatus
 from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica, trusting
 from ipfsreg.crdt.writers import Rule, Writers
 from ipfsreg.database import Database, open_database
@@ -47,6 +49,7 @@ from ipfsreg.http.tls import Tls
 from ipfsreg.ipld.cid import Cid
 from ipfsreg.monitoring.health import Health, open_health
 from ipfsreg.monitoring.parts import Parts
+from ipfsreg.notifications.opening import open_webhooks
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName, Tag, parse_repository, parse_tag
 from ipfsreg.p2p.addresses import split_peer
@@ -57,13 +60,17 @@ from ipfsreg.p2p.pnet import MAX_SWARM_KEY_BYTES, PSK_BYTES, fingerprint, parse_
 from ipfsreg.p2p.redial import Redial, open_redial
 from ipfsreg.peer_id import PeerId
 from ipfsreg.pubsub.service import JoinedTopic, open_pubsub
-from ipfsreg.registry.catalog import ROOT, repository_of
+from ipfsreg.registry.catalog import BLOB_MARKS, ROOT, repository_of
+from ipfsreg.registry.gc import GcSettings, Item, Report
 from ipfsreg.registry.history import Move, format_time
 from ipfsreg.registry.service import LocalRegistry, RegistrySettings, derive_upload_secret, open_registry
 
 logger = logging.getLogger(__name__)
 
 MAX_WITHHELD_SHOWN = 100
+
+MAX_GRACE_S = 31_536_000.0
+"""Of a look that is told its grace: a year, as in the configuration."""
 
 FIRST_DIAL_S = 2.0
 """How long the start waits for bootstrappers before it tells how it stands with them."""
@@ -124,6 +131,7 @@ class Node:
                 "tips_wanted": replica.tips_wanted,
                 "nodes_wanted": replica.nodes_wanted,
                 "quarantined": replica.quarantined,
+                "checkpoint": _show_checkpoint(replica.checkpoint),
                 "withheld": replica.withheld,
                 "withheld_names": [
                     {"key": key, "node": str(node), "author": author and str(author)}
@@ -152,6 +160,45 @@ class Node:
         target = int(to) if to.isascii() and to.isdigit() and len(to) < 10 else Digest.parse(to)
         return {"move": _show(await self.registry.roll_back(repository, tag, target))}
 
+    async def collect(self, fields: Mapping[str, str]) -> dict[str, Any]:
+        """What `ipfsreg gc` does: look for garbage now, and delete it unless it is a dry run."""
+        text = fields.get("grace_s")
+        try:
+            grace_s = None if text is None else float(text)
+        except ValueError:
+            grace_s = -1.0
+        if grace_s is not None and not 0 <= grace_s <= MAX_GRACE_S:
+            raise MalformedData(f"a grace of {text} is not a number of seconds from 0 to {MAX_GRACE_S:.0f}")
+        dry_run = fields.get("dry_run") == "true"
+        return _show_report(await self.registry.collector.collect(dry_run=dry_run, grace_s=grace_s))
+
+
+def _show_report(report: Report) -> dict[str, Any]:
+    return {
+        "dry_run": report.dry_run,
+        "deleted_blobs": report.deleted_blobs,
+        "deleted_bytes": report.deleted_bytes,
+        "deleted_names": report.deleted_names,
+        "waiting": report.waiting,
+        "skipped": report.skipped or None,
+        "names_skipped": report.names_skipped or None,
+        "kept_repositories": [{"repository": repository, "why": why} for repository, why in report.kept_repositories],
+        "items": list(map(_show_item, report.items)),
+        "items_left_out": report.found - len(report.items),
+        "took_s": report.took_s,
+    }
+
+
+def _show_item(item: Item) -> dict[str, Any]:
+    return {
+        "what": item.what,
+        "digest": str(item.digest),
+        "bytes": item.size,
+        "repository": item.repository,
+        "why": item.why,
+        "left_s": item.left_s,
+    }
+
 
 def _name_in(fields: Mapping[str, str]) -> tuple[RepositoryName, Tag]:
     return parse_repository(fields.get("repository", "")), parse_tag(fields.get("tag", ""))
@@ -165,6 +212,18 @@ def _show(move: Move) -> dict[str, Any]:
         "peer": str(move.peer),
         "from": move.before and str(move.before),
         "to": move.to and str(move.to),
+    }
+
+
+def _show_checkpoint(checkpoint: CheckpointStatus | None) -> dict[str, Any] | None:
+    if checkpoint is None:
+        return None
+    return {
+        "signer": str(checkpoint.signer),
+        "state": STATE_NAMES[checkpoint.state],
+        "taken_us": checkpoint.taken_us,
+        "for_every_name": checkpoint.whole,
+        "differing": checkpoint.differing,
     }
 
 
@@ -296,7 +355,13 @@ def _peer_infos(multiaddrs: tuple[str, ...]) -> list[PeerInfo]:
 
 def _replica_settings(config: Config, ourselves: PeerId) -> ReplicaSettings:
     trusted = _trusted_peers(config, ourselves)
-    return ReplicaSettings(trusted_peers=trusted, writers=_writers(config, trusted))
+    return ReplicaSettings(
+        trusted_peers=trusted,
+        marks=BLOB_MARKS,
+        checkpoint_peers=_checkpoint_peers(config),
+        checkpoint_required=config.crdt.checkpoint_required,
+        writers=_writers(config, trusted),
+    )
 
 
 def _trusted_peers(config: Config, ourselves: PeerId) -> frozenset[PeerId] | None:
@@ -310,6 +375,13 @@ def _trusted_peers(config: Config, ourselves: PeerId) -> frozenset[PeerId] | Non
         return trusting(trusted)
     except MalformedData as error:
         raise ConfigError("crdt.trusted_peers", list(trusted), f'peer IDs, or "*" for everybody: {error}') from None
+
+
+def _checkpoint_peers(config: Config) -> frozenset[PeerId] | None:
+    peers = config.crdt.checkpoint_peers
+    if peers is None:
+        return None
+    return frozenset(_peer("crdt.checkpoint_peers", peer) for peer in peers)
 
 
 def _writers(config: Config, trusted: frozenset[PeerId] | None) -> Writers:
@@ -373,7 +445,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         stack.enter_context(alone_on(directory))
         await _check_places(config.http.listen)
         identity = identity_of(config)
-        front_door = await stack.enter_async_context(open_door(config, identity.to_protobuf()))
+        front_door = stack.enter_context(open_door(config, identity.to_protobuf()))
         replica_settings = _replica_settings(config, identity.peer_id)
         database = await stack.enter_async_context(open_database(directory / "node.db"))
         store, blobs = await stack.enter_async_context(open_blobstore(directory, database))
@@ -419,23 +491,37 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
                 settings=RegistrySettings(
                     give_up_s=config.fetch.give_up_s,
                     finish_without_client=config.fetch.finish_without_client,
+                    fetch_pushed=config.registry.fetch_pushed,
+                    gc=GcSettings(
+                        interval_s=config.gc.interval_s,
+                        grace_s=config.gc.grace_s,
+                        blob_grace_s=config.gc.blob_grace_s,
+                        untagged=config.gc.untagged,
+                    ),
                     immutable_tags=config.registry.immutable_tags,
                     wait_heads_s=config.registry.wait_heads_s,
                 ),
+                has_caught_up=replica.has_caught_up,
             )
         )
         parts.registry = registry
+        addr = f"{socket.gethostname()}:{config.http.listen[0].rpartition(':')[2]}"
+        told = parts.notifications = await stack.enter_async_context(
+            open_webhooks(config.notifications, database, registry, replica, peer=identity.peer_id, addr=addr)
+        )
         reloaded = [Reloaded(tls.paths, tls.reload)] if tls is not None else []
         reloaded += front_door.reloaded
         reloads = await stack.enter_async_context(open_reloads(reloaded))
         node = Node(config, database, host, redial, topic, blobs, bitswap, replica, registry, reloads, started_at)
-        admin = make_admin({"/status": node.status}, {"/log": node.log}, {"/rollback": node.roll_back})
+        admin = make_admin(
+            {"/status": node.status}, {"/log": node.log}, {"/rollback": node.roll_back, "/gc": node.collect}
+        )
         door = f"unix:{admin_socket_of(config)}"
         await stack.enter_async_context(open_server(admin, listen=[door], settings=ServerSettings(drain_s=1.0)))
         front = ServerSettings(drain_s=config.node.drain_s)
         server = await stack.enter_async_context(
             open_server(
-                health.answering(make_app(registry, front_door.door)),
+                health.answering(make_app(registry, front_door.door, told.note if told is not None else None)),
                 listen=config.http.listen,
                 settings=front,
                 tls=tls,

@@ -56,7 +56,7 @@ async def test_a_replica_keeps_the_promises_of_names(tmp_path: Path, autojump_cl
     async def open_names() -> AsyncIterator[Names]:
         nonlocal opened
         opened += 1
-        async with ReplicaSwarm(tmp_path).open(f"replica-{opened}") as replica:
+        async with ReplicaSwarm(tmp_path).open(f"replica-{opened}", ReplicaSettings(marks=("/_l/",))) as replica:
             yield replica
 
     await check_names(open_names)

@@ -10,7 +10,7 @@ import trio
 from ipfsreg.bitswap.service import open_bitswap
 from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.crdt.interface import Delete, Names, Put
-from ipfsreg.crdt.replica import Replica, open_replica
+from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica
 from ipfsreg.database import open_database
 from ipfsreg.ipld.cid import DAG_PB
 from ipfsreg.p2p.interface import PeerInfo
@@ -35,7 +35,15 @@ async def open_peer(swarm: MemorySwarm, directory: Path, name: str, *friends: st
         open_bitswap(endpoint, store) as bitswap,
         open_pubsub(endpoint) as pubsub,
         pubsub.join("names") as topic,
-        open_replica(database, store, bitswap, topic, signer=endpoint, network=endpoint) as replica,
+        open_replica(
+            database,
+            store,
+            bitswap,
+            topic,
+            ReplicaSettings(marks=("/_l/",)),
+            signer=endpoint,
+            network=endpoint,
+        ) as replica,
     ):
         for friend in friends:
             await endpoint.connect(PeerInfo(peer_of(friend)))

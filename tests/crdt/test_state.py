@@ -175,6 +175,54 @@ def test_with_some_nodes_missing_the_heads_are_those_of_what_is_whole(history: H
     tables.db.close()
 
 
+# ------------------------------------------------------------------------ cost
+
+
+def steps_of(tables: Tables, *changes: Put | Delete) -> int:
+    """What SQLite does for one write, in hundreds of its instructions."""
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    tables.db.set_progress_handler(count, 100)
+    tables.write(*changes)
+    tables.db.set_progress_handler(None, 0)
+    return steps
+
+
+def test_a_write_costs_the_same_however_many_nodes_there_are(tables: Tables) -> None:
+    tables.write(Put("/k", b"1"))
+    alone = steps_of(tables, Put("/k", b"2")), steps_of(tables, Delete("/k"))
+    below: list[Node] = []
+    for number in range(3000):
+        below = [node(below, k=str(number))]
+        tables.receive(*below)
+    tables.receive(removal(below, "/k", *(node(priority=7, x=str(number)) for number in range(3000))))
+    tables.write(Put("/other", b"1"))
+    after = steps_of(tables, Put("/other", b"2")), steps_of(tables, Delete("/other"))
+    assert max(after) < 2 * max(alone) + 5
+
+
+def test_removals_of_what_nobody_saw_remove_nothing_and_cost_their_size(tables: Tables) -> None:
+    kept = tables.write(Put("/k", b"kept"), Put("/l", b"kept"))
+    stones = tuple(
+        Tombstone("/k", block_id(b"\x12\x20" + number.to_bytes(32, "big"))) for number in range(DELTA_BYTES // 64)
+    )
+    flood = parse_node(build_node([kept.multihash], Delta((), stones, 2)).block)
+    assert len(flood.block.data) > DELTA_BYTES
+    tables.receive(flood)
+    assert tables.names == {"/k": b"kept", "/l": b"kept"}
+    assert tables.count("crdt_tombstones") == len(stones)
+    assert tables.apply(Work()).tips_left == 0, "nobody goes to fetch what only a removal has spoken of"
+    assert not tables.db.execute("SELECT 1 FROM crdt_nodes WHERE state = 1").fetchall()
+    assert steps_of(tables, Put("/l", b"after")) < 50
+    tables.write(Delete("/k"))
+    assert tables.names == {"/l": b"after"}
+    tables.check_tidy()
+
+
 # ---------------------------------------------------------------------- merge
 
 

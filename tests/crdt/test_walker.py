@@ -51,6 +51,7 @@ async def scene(directory: Path, wanted: list[bytes], *, max_nodes: int = 1000) 
         blocks, intake = SwarmBlocks(swarm, peer_of("alice")), Intake()
         walker = Walker(database, blocks, intake, Frontier(Random(1), max_nodes=max_nodes))
         nursery.start_soon(walker.run)
+        walker.release()
         yield Scene(swarm, database, store, blocks, intake, walker)
         nursery.cancel_scope.cancel()
 

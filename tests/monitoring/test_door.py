@@ -77,7 +77,8 @@ EMPTY_JSON = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61ca
 async def test_the_manual_lists_what_is_exported_and_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with watched_node(tmp_path, caplog) as (_, client, watcher):
+    endpoints = '[{"name": "ci", "url": "http://127.0.0.1:1/"}]'
+    async with watched_node(tmp_path, caplog, NOTIFICATIONS_ENDPOINTS=endpoints) as (_, client, watcher):
         await push_image(client)
         answer = await watcher.request("GET", "/metrics")
     exported = {name: kind for name, kind in families_of(answer).items() if name.startswith("ipfsreg_")}
@@ -88,8 +89,7 @@ async def test_the_manual_lists_what_is_exported_and_nothing_else(
         name.removesuffix("_total"): (kind, frozenset(label.strip() for label in labels.split(",") if label))
         for name, labels, kind in rows
     }
-    optional = {"ipfsreg_notifications"}  # only where there are endpoints
-    assert exported == {name: row for name, row in told.items() if not name.startswith(tuple(optional))}
+    assert exported == told
 
 
 async def test_what_clients_did_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

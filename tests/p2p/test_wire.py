@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from ipfsreg.errors import ConnectionLost
+from ipfsreg.p2p import wire as wire_module
 from ipfsreg.p2p.wire import SocketWire, StreamWire, Wire, scratch, wire_over
 from ipfsreg.testing.connections import tcp_pair
 
@@ -59,13 +60,50 @@ async def test_a_socket_takes_what_it_can_and_waits_for_the_rest() -> None:
         await wire.aclose()
 
 
+async def wait_for(wire: Wire, at_least: int, done: list[int]) -> None:
+    await wire.wait_readable(at_least)
+    done.append(wire.read_into(memoryview(bytearray(1 << 20))) or 0)
+
+
+async def test_who_needs_a_whole_message_is_not_woken_by_a_part_of_it() -> None:
+    near, far = await pair("tcp")
+    done: list[int] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait_for, far, 60_000, done)
+        for _ in range(6):
+            assert not done
+            await near.write_all(bytes(10_000))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+    assert done == [60_000]
+    await near.write_all(b"x")
+    assert await read(far) == b"x", "the next one who asks for less gets it"
+    for wire in (near, far):
+        await wire.aclose()
+
+
+async def test_a_part_is_seen_after_a_while_and_the_end_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire_module, "_PATIENCE_S", 0.05)
+    near, far = await pair("tcp")
+    done: list[int] = []
+    with trio.fail_after(5):
+        await near.write_all(bytes(10_000))
+        await wait_for(far, 60_000, done)
+        assert done == [10_000]
+        await near.send_eof()
+        await wait_for(far, 60_000, done)
+        assert done == [10_000, 0]
+    for wire in (near, far):
+        await wire.aclose()
+
+
 @pytest.mark.parametrize("kind", ["tcp", "memory"])
 async def test_a_closed_wire_is_lost_whoever_uses_it(kind: str) -> None:
     near, far = await pair(kind)
     await near.aclose()
-    for call in (near.wait_readable, lambda: near.write_all(b"x" * 10)):
-        with pytest.raises(ConnectionLost):
-            await call()
+    with pytest.raises(ConnectionLost):
+        await near.wait_readable()
+    with pytest.raises(ConnectionLost):
+        await near.write_all(b"x" * 10)
     await near.send_eof()
     await far.aclose()
 

@@ -5,7 +5,8 @@ What is promised after a crash: `shelf`. Pushes: `uploads`. Fetches: `partial`. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -93,6 +94,9 @@ class DiskBlobStore:
     async def delete(self, digest: Digest) -> None:
         if not await self._shelf.remove(digest):
             raise BlobUnknown(f"blob {digest} is not in this store")
+
+    async def collect(self, digest: Digest, is_needed: Callable[[sqlite3.Connection | None], bool]) -> bool:
+        return await self._shelf.remove(digest, is_needed)
 
     async def verify(self, digest: Digest) -> None:
         row = self._row(digest)

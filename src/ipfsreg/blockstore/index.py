@@ -16,7 +16,7 @@ passed to `Database.write`.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -251,15 +251,19 @@ class Index:
 
         await self._database.write(demote)
 
-    async def forget(self, digest: Digest) -> None:
-        """Delete the blob with all that is only its own."""
+    async def forget(self, digest: Digest, unless: Callable[[sqlite3.Connection], bool] = lambda db: False) -> bool:
+        """Delete the blob with all that is only its own. False: *unless* forbids it."""
 
-        def forget(db: sqlite3.Connection) -> None:
+        def forget(db: sqlite3.Connection) -> bool:
             row = _find(db, digest)
-            if row is not None:
-                _forget(db, row.id)
+            if row is None:
+                return True
+            if unless(db):
+                return False
+            _forget(db, row.id)
+            return True
 
-        await self._database.write(forget)
+        return await self._database.write(forget)
 
 
 def _find(db: sqlite3.Connection, digest: Digest) -> BlobRow | None:

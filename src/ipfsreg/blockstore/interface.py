@@ -9,7 +9,7 @@ Every implementation passes the checks in `testing/blockstore_checks.py`.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,6 +246,13 @@ class BlobStore(Protocol):
 
     async def delete(self, digest: Digest) -> None:
         """Delete the blob, its file and its leaves. Raises BlobUnknown."""
+
+    async def collect(self, digest: Digest, is_needed: Callable[[sqlite3.Connection | None], bool]) -> bool:
+        """Delete a whole blob unless it is needed; return whether it was deleted. An unknown one is not.
+
+        *is_needed* decides in the transaction that deletes: nothing that is written to the database can come in
+        between. It is given that transaction (None: this store has no database), and runs in the writer's thread.
+        """
 
     async def verify(self, digest: Digest) -> None:
         """Hash the blob's file again.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import sqlite3
 import tempfile
 import time
 import weakref
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -370,6 +371,13 @@ class MemoryBlobStore:
         self._blocks.let_go(str(digest))
         if self._directory is not None:
             (self._directory / f"{digest.algorithm}-{digest.hex}").unlink(missing_ok=True)
+
+    async def collect(self, digest: Digest, is_needed: Callable[[sqlite3.Connection | None], bool]) -> bool:
+        await trio.lowlevel.checkpoint()
+        if digest not in self._blobs or is_needed(None):
+            return False
+        await self.delete(digest)
+        return True
 
     async def verify(self, digest: Digest) -> None:
         await trio.lowlevel.checkpoint()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -137,16 +138,20 @@ class Shelf:
 
     # -------------------------------------------------------- taking away
 
-    async def remove(self, digest: Digest) -> bool:
-        """Delete a whole blob. False: there is none."""
+    async def remove(
+        self, digest: Digest, unless: Callable[[sqlite3.Connection | None], bool] = lambda db: False
+    ) -> bool:
+        """Delete a whole blob. False: there is none, or *unless*, asked in the transaction, forbids it."""
         async with self.alone(digest):
             row = self.index.blob(digest)
             if row is None or not row.is_whole:
                 return False
             with trio.CancelScope(shield=True):
-                await self.index.forget(digest)
-                self._materialized.discard(digest)
-                await trio.to_thread.run_sync(self.disk.remove, self.disk.blob_path(digest))
+                if not await self.index.forget(digest, unless):
+                    return False
+                if row.state == FILE or digest in self._materialized:
+                    self._materialized.discard(digest)
+                    await trio.to_thread.run_sync(self.disk.remove, self.disk.blob_path(digest))
         return True
 
     async def demote(self, digest: Digest, is_damaged: Callable[[], Awaitable[bool]]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `ipfsreg init | daemon | id | status | log | rollback | verify | repair | passwd`.
+"""The command line: `ipfsreg init | daemon | id | status | log | rollback | verify | repair | passwd | gc`.
 
 Commands import what they run when they run it: `ipfsreg --help` must not load a network stack.
 """
@@ -211,6 +211,19 @@ def passwd(file: Path, user: str, delete: bool, stdin: bool) -> None:
     else:
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
     click.echo(f"{'added' if set_password(file, user, password) else 'changed'} {user}")
+
+
+@main.command(name="gc")
+@CONFIG_OPTION
+@click.option("--dry-run", is_flag=True, help="Only tell what is garbage and when it may go.")
+@click.option("--grace", "grace_s", type=float, metavar="SECONDS", help="In place of gc.grace_s and gc.blob_grace_s.")
+@click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
+def collect_garbage(config_path: Path | None, dry_run: bool, grace_s: float | None, as_json: bool) -> None:
+    """Delete what no repository refers to and has been so for the grace, while the node runs."""
+    from ipfsreg.cli.gc import collect, describe_report
+
+    report = collect(_load(config_path), dry_run=dry_run, grace_s=grace_s)
+    click.echo(json.dumps(report, indent=2) if as_json else describe_report(report))
 
 
 def _load(path: Path | None) -> Config:

@@ -33,17 +33,19 @@ def ask(config: Config, path: str = "/status", fields: Mapping[str, str] | None 
     return _exchange(config, "GET", path, params=fields)
 
 
-def tell(config: Config, path: str, fields: Mapping[str, str]) -> dict[str, Any]:
+def tell(config: Config, path: str, fields: Mapping[str, str], *, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     """Let that node do something. Raises as `ask`; when it raises `Refused`, nothing was done."""
-    return _exchange(config, "POST", path, json=dict(fields))
+    return _exchange(config, "POST", path, timeout_s=timeout_s, json=dict(fields))
 
 
-def _exchange(config: Config, method: str, path: str, **content: Any) -> dict[str, Any]:
+def _exchange(
+    config: Config, method: str, path: str, *, timeout_s: float = TIMEOUT_S, **content: Any
+) -> dict[str, Any]:
     door = admin_socket_of(config)
     try:
         with (
             short_path(door) as socket,
-            httpx.Client(transport=httpx.HTTPTransport(uds=socket), timeout=TIMEOUT_S) as client,
+            httpx.Client(transport=httpx.HTTPTransport(uds=socket), timeout=timeout_s) as client,
         ):
             response = client.request(method, f"http://admin{path}", **content)
             answer = response.json()
@@ -67,7 +69,7 @@ def describe(answer: dict[str, Any]) -> str:
         ("heads", f"{len(answer['replica']['heads'])} at height {answer['replica']['height']}"),
         ("repositories", answer["repositories"]),
         ("tags", answer["tags"]),
-        ("blobs", f"{answer['blobs']}, {_human(answer['bytes'])}"),
+        ("blobs", f"{answer['blobs']}, {human_bytes(answer['bytes'])}"),
         ("peers", len(answer["peers"])),
     ]
     lines = [f"{name:<13} {value}" for name, value in rows]
@@ -78,7 +80,8 @@ def describe(answer: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _human(count: int) -> str:
+def human_bytes(count: int) -> str:
+    """*count* bytes, in the largest unit that gives at least one."""
     size = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:

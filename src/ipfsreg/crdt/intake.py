@@ -11,6 +11,7 @@ from itertools import islice
 
 import trio
 
+from ipfsreg.crdt.claims import Claim
 from ipfsreg.crdt.interface import Change
 from ipfsreg.crdt.state import MAX_WANTED_TIPS, Arrival, VoidNode, Work
 from ipfsreg.errors import StoreError
@@ -44,6 +45,10 @@ class Batch:
         for commit in self.commits:
             commit.error = error
             commit.done.set()
+        for claim in self.work.claims:
+            if error is not None and claim.loading is not None:
+                claim.loading.failed = str(error)
+            claim.done.set()
 
 
 def _bytes_of(arrival: Arrival) -> int:
@@ -59,6 +64,7 @@ class Intake:
         self._writing: dict[bytes, Arrival] = {}
         self._waiting_bytes = 0
         self._commits: list[Commit] = []
+        self._claims: list[Claim] = []
         self._join_heads = False
         self._again = True
         self._closed = False
@@ -101,6 +107,17 @@ class Intake:
             self._waiting_bytes += _bytes_of(arrival)
             self._wake.set()
 
+    async def add_claim(self, claim: Claim) -> None:
+        """Bring a step of a checkpoint. When it is durable, or never will be, `Claim.done` is set."""
+        await trio.lowlevel.checkpoint()
+        self._claims.append(claim)
+        self._wake.set()
+
+    def drop_claims(self) -> None:
+        """Ask for the checkpoint that is here to be dropped."""
+        self._claims.append(Claim(None))
+        self._wake.set()
+
     async def commit(self, changes: Sequence[Change]) -> None:
         """Return when *changes* are durable.
 
@@ -135,7 +152,7 @@ class Intake:
 
     async def take(self) -> Batch | None:
         """The next transaction's work, as soon as there is any; None after `close`. Ends with `taken_in`."""
-        while not (self._tips or self._arrivals or self._commits or self._join_heads or self._again):
+        while not (self._tips or self._arrivals or self._commits or self._claims or self._join_heads or self._again):
             if self._closed:
                 return None
             self._wake = trio.Event()
@@ -145,7 +162,10 @@ class Intake:
         for multihash in self._writing:
             del self._arrivals[multihash]
         commits, self._commits = self._commits[:MAX_COMMITS], self._commits[MAX_COMMITS:]
-        work = Work(tips, list(self._writing.values()), [commit.changes for commit in commits], self._join_heads)
+        claims, self._claims = self._claims[:1], self._claims[1:]
+        work = Work(
+            tips, list(self._writing.values()), [commit.changes for commit in commits], self._join_heads, claims
+        )
         self._join_heads = self._again = False
         return Batch(work, tuple(commits))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Remove *key*: every version of it this replica has seen."""
+    """Remove *key*: every version of it this replica has seen, or only some."""
 
     key: str
+    versions: frozenset[bytes] | None = None
+    """As `Names.versions` told them. What was written since stays, also what a peer writes meanwhile; None: all."""
 
 
 Change = Put | Delete
@@ -45,6 +48,19 @@ class Names(Protocol):
 
     def scan(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[tuple[str, bytes]]:
         """Up to *limit* entries whose key begins with *prefix*, in byte order of the keys, those > *after*."""
+
+    def versions(self, key: str) -> frozenset[bytes]:
+        """The writes that *key* rests on, each by the multihash of its node; a write of the same value adds another.
+
+        Empty where there is no such key. Only a deletion that knows all of them makes the key go.
+        """
+
+    def ends_in(self, mark: str, ending: str, db: sqlite3.Connection | None = None) -> bool:
+        """Whether there is a key that ends with *mark* and then *ending*, by an index.
+
+        *mark* is one of those the store of names was opened with. *db*: what the transaction in it sees, as part of
+        work given to `write` of the same `Database`; None: what is committed.
+        """
 
     async def commit(self, changes: Sequence[Change]) -> tuple[Cid, ...]:
         """Apply *changes* as one delta, durably; return the heads that contain it. Gossip follows behind.

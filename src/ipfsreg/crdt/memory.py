@@ -5,6 +5,7 @@ Give several replicas the same history with `receive`: it applies changes as if 
 
 from __future__ import annotations
 
+import sqlite3
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -23,6 +24,8 @@ class MemoryNames:
     def __init__(self) -> None:
         self._values: dict[str, bytes] = {}
         self._keys: list[str] = []
+        self._versions: dict[str, list[tuple[bytes, bytes]]] = {}
+        """Version and value of each write that a key rests on, the latest last."""
         self._head: Cid | None = None
         self._heads_had: set[Cid] = set()
         self._changed = trio.Event()
@@ -41,6 +44,12 @@ class MemoryNames:
             found.append((key, self._values[key]))
         return found
 
+    def versions(self, key: str) -> frozenset[bytes]:
+        return frozenset(version for version, _ in self._versions.get(key, ()))
+
+    def ends_in(self, mark: str, ending: str, db: sqlite3.Connection | None = None) -> bool:
+        return any(key.endswith(mark + ending) for key in list(self._keys))
+
     async def commit(self, changes: Sequence[Change]) -> tuple[Cid, ...]:
         check_changes(changes)
         await trio.lowlevel.checkpoint()
@@ -49,25 +58,37 @@ class MemoryNames:
 
     def receive(self, changes: Sequence[Change]) -> None:
         """Apply *changes* at once, as if they had come from a peer."""
-        applied = [self._apply(change) for change in changes if isinstance(change, Put) or change.key in self._values]
-        if applied:
+        changes = [change for change in changes if isinstance(change, Put) or self._removed(change)]
+        applied: list[KeyChanged] = []
+        if changes:
             before = bytes(self._head) if self._head else b""
-            self._head = Cid.of(DAG_PB, before + repr(applied).encode())
+            self._head = Cid.of(DAG_PB, before + repr(changes).encode())
             self._heads_had.add(self._head)
+            applied = [self._apply(change, self._head.multihash) for change in changes]
             self._changed.set()
             self._changed = trio.Event()
         self._feed.publish(change for change in applied if change.old != change.new)
 
-    def _apply(self, change: Change) -> KeyChanged:
+    def _removed(self, change: Delete) -> frozenset[bytes]:
+        there = self.versions(change.key)
+        return there if change.versions is None else there & change.versions
+
+    def _apply(self, change: Change, version: bytes) -> KeyChanged:
         old = self._values.get(change.key)
-        if isinstance(change, Delete):
-            del self._values[change.key]
+        if isinstance(change, Put):
+            self._versions.setdefault(change.key, []).append((version, change.value))
+        else:
+            removed = self._removed(change)
+            self._versions[change.key] = [one for one in self._versions[change.key] if one[0] not in removed]
+        left = self._versions[change.key]
+        if not left:
+            del self._versions[change.key], self._values[change.key]
             self._keys.remove(change.key)
             return KeyChanged(change.key, old, None)
         if old is None:
             insort(self._keys, change.key)
-        self._values[change.key] = change.value
-        return KeyChanged(change.key, old, change.value)
+        self._values[change.key] = left[-1][1]
+        return KeyChanged(change.key, old, left[-1][1])
 
     def heads(self) -> tuple[Cid, ...]:
         return (self._head,) if self._head else ()

@@ -14,6 +14,7 @@ Wire format and rules: delta.py, merge.py, state.py.
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -24,10 +25,12 @@ from random import Random
 import trio
 
 from ipfsreg.blockstore.interface import BlockService, DatabaseBlockstore
-from ipfsreg.crdt import state
+from ipfsreg.crdt import checkpointing, state
+from ipfsreg.crdt.checkpointing import answer_checkpoints, take_checkpoint
+from ipfsreg.crdt.claims import DROPPED, SETTLED, SPEAKING, CheckpointStatus, last_checkpoint, speaks_of
 from ipfsreg.crdt.dagsync import Dagsync, answer_all
 from ipfsreg.crdt.delta import Head, decode_broadcast, encode_broadcasts, node_cid
-from ipfsreg.crdt.entries import read_name, scan_names
+from ipfsreg.crdt.entries import ends_in, index_endings, read_name, read_versions, scan_names
 from ipfsreg.crdt.feed import ChangeFeed
 from ipfsreg.crdt.frontier import Frontier
 from ipfsreg.crdt.herald import Herald
@@ -38,7 +41,7 @@ from ipfsreg.crdt.signing import Signer
 from ipfsreg.crdt.walker import Walker
 from ipfsreg.crdt.writers import EVERYBODY, Writers
 from ipfsreg.database import Database
-from ipfsreg.errors import Denied, IpfsregError, MalformedData, StoreError
+from ipfsreg.errors import Denied, IpfsregError, MalformedData, NetworkError, StoreError
 from ipfsreg.ipld.cid import Cid
 from ipfsreg.metrics import Histogram
 from ipfsreg.p2p.interface import Network
@@ -60,6 +63,14 @@ MERGE_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 6
 MAX_TIMED = 4096
 """Announced heads whose time is taken."""
 
+CHOICE_S = 2.0
+"""How long an empty replica waits to learn whether those it met offer checkpoints."""
+
+MAX_CHECKPOINTS_TRIED = 3
+
+CHECKPOINT_PATIENCE_S = 600.0
+"""A checkpoint whose heads cannot be had is dropped when no node has come for so long."""
+
 WRITE_RETRY_S = 1.0
 """Pause after a transaction that failed: a full disk does not get emptier by trying."""
 
@@ -80,6 +91,14 @@ class ReplicaSettings:
     """More heads than this are joined by a node without content when nobody writes."""
     quiet_s: tuple[float, float] = (10.0, 40.0)
     """How long nothing must have changed before, drawn anew each time: of many replicas one should do it."""
+    marks: tuple[str, ...] = ()
+    """What `Names.ends_in` can be asked for, as `/_l/`."""
+    checkpoint_peers: frozenset[PeerId] | None = None
+    """Whose checkpoints are taken for every name; None: of those whose announcements count, for what each may write."""
+    checkpoint_required: bool = False
+    """Be ready by a checkpoint for every name, or with all history, and by nothing less."""
+    checkpoint_nodes: int = 256
+    """With less history none is offered: it comes as fast."""
     writers: Writers = EVERYBODY
     """Who may write what. Others than at the last start: everything is judged anew, which takes a moment."""
 
@@ -103,6 +122,8 @@ class ReplicaStatus:
     """Nodes known to be missing."""
     quarantined: int
     """Nodes that break a rule and do not count. More than 0 deserves a look."""
+    checkpoint: CheckpointStatus | None
+    """The last that was taken."""
     withheld: int
     """Values that do not count because their authors may not write them here."""
     last_merge_at: float | None
@@ -130,8 +151,11 @@ class Replica:
         self._settings = settings
         self._signer = signer
         self._rng = rng
+        self._rules = bytes.fromhex(settings.writers.fingerprint())
         self._feed = ChangeFeed()
         self._intake = Intake()
+        self._network = network
+        self._checkpoint = last_checkpoint(database)
         self._walker = Walker(
             database, blocks, self._intake, Frontier(rng), None if network is None else Dagsync(network, database)
         )
@@ -157,6 +181,12 @@ class Replica:
     def scan(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[tuple[str, bytes]]:
         return scan_names(self._database, prefix, after, limit)
 
+    def versions(self, key: str) -> frozenset[bytes]:
+        return read_versions(self._database, key)
+
+    def ends_in(self, mark: str, ending: str, db: sqlite3.Connection | None = None) -> bool:
+        return ends_in(mark, ending, self._database.read if db is None else db.execute)
+
     async def commit(self, changes: Sequence[Change]) -> tuple[Cid, ...]:
         check_changes(changes)
         ourselves = None if self._signer is None else self._signer.peer_id
@@ -173,8 +203,11 @@ class Replica:
     async def wait_merged(self, heads: Sequence[Cid]) -> None:
         await trio.lowlevel.checkpoint()
         waiting = {head.multihash for head in heads}
-        while waiting := {one for one in waiting if state.state_of_node(self._database, one) != state.CLOSED}:
+        while waiting := {one for one in waiting if not self._has_merged(one)}:
             await self._changed.wait()
+
+    def _has_merged(self, multihash: bytes) -> bool:
+        return state.state_of_node(self._database, multihash) == state.CLOSED or speaks_of(self._database, multihash)
 
     @asynccontextmanager
     async def changes(self, prefixes: Iterable[str] = ("/",)) -> AsyncIterator[AsyncIterator[KeyChanged]]:
@@ -187,6 +220,10 @@ class Replica:
     def synced(self) -> bool:
         """Whether the first catching up is over, or there was nobody to catch up with. Once true, stays true."""
         return self._synced.is_set()
+
+    def has_caught_up(self) -> bool:
+        """Whether all that was announced is here, for now."""
+        return self.synced and not self._tips_left and not state.wanted_nodes(self._database, 1)
 
     async def wait_synced(self) -> None:
         """Return once `synced`. Bounded: a replica that is alone, or whose peers do not deliver, gets there too."""
@@ -203,6 +240,7 @@ class Replica:
             tips_wanted=tally.tips,
             nodes_wanted=tally.nodes_wanted,
             quarantined=tally.quarantined,
+            checkpoint=self._checkpoint,
             withheld=tally.withheld,
             last_merge_at=self._last_merge_at,
         )
@@ -266,6 +304,8 @@ class Replica:
                 batch.finish(error)
                 if self._intake.is_closed:
                     return  # what was announced is announced again; a store that cannot write must not keep us
+                if batch.work.claims:
+                    self._intake.drop_claims()
                 for tip in batch.work.tips:
                     self._intake.add_tip(tip)
                 self._intake.again()
@@ -284,6 +324,8 @@ class Replica:
             logger.warning("node %s breaks a rule and does not count: %s", node_cid(multihash), fault)
         for multihash, key in outcome.withheld:
             logger.warning("node %s writes %s, which its author may not: it does not count", node_cid(multihash), key)
+        if outcome.checkpoint_changed:
+            self._tell_of_checkpoint()
         if outcome.changes:
             self._last_merge_at = time.time()
         self._take_time(outcome)
@@ -308,6 +350,22 @@ class Replica:
             merged = [head.multihash for head in outcome.heads if head.multihash in self._announced_at]
         for multihash in merged:
             self.merge_seconds.observe(now - self._announced_at.pop(multihash))
+
+    def _tell_of_checkpoint(self) -> None:
+        checkpoint = self._checkpoint = last_checkpoint(self._database)
+        assert checkpoint is not None
+        if checkpoint.state == SPEAKING:
+            logger.info("names are read by a checkpoint of %s while the history comes", checkpoint.signer)
+        elif checkpoint.state == SETTLED and checkpoint.differing:
+            logger.warning(
+                "the checkpoint of %s was wrong in %d places; the history has put them right",
+                checkpoint.signer,
+                checkpoint.differing,
+            )
+        elif checkpoint.state == SETTLED:
+            logger.info("the history has come and says what the checkpoint of %s said", checkpoint.signer)
+        elif checkpoint.state == DROPPED:
+            logger.warning("the checkpoint of %s was dropped", checkpoint.signer)
 
     # ---------------------------------------------------------------- gossip
 
@@ -377,8 +435,81 @@ class Replica:
 
     # ------------------------------------------------------------- occasions
 
+    async def _take_checkpoint(self) -> None:
+        """If nothing of what others wrote is here: ask somebody for all names, then let the history come."""
+        try:
+            network, tried = self._network, set[PeerId]()
+            if network is None or not self._is_new(network.peer_id):
+                return
+            await self._met.wait()
+            choose_until = trio.current_time() + CHOICE_S
+            while len(tried) < MAX_CHECKPOINTS_TRIED:
+                peers = [peer for peer in self._topic.peers() if peer not in tried and self._trusts_checkpoint(peer)]
+                spoken = {peer: network.protocols_of(peer) for peer in peers}
+                peer = next((one for one in peers if checkpointing.PROTOCOL in (spoken[one] or ())), None)
+                if peer is not None:
+                    tried.add(peer)
+                    if await self._take_checkpoint_of(network, peer):
+                        return
+                elif trio.current_time() >= choose_until or None not in spoken.values():
+                    return
+                else:
+                    await trio.sleep(0.05)
+        finally:
+            self._walker.release()
+
+    async def _take_checkpoint_of(self, network: Network, peer: PeerId) -> bool:
+        settings = self._settings
+        everything = settings.checkpoint_peers is not None
+        try:
+            return await take_checkpoint(
+                network, peer, self._topic.name, self._rules, self._intake, everything=everything
+            )
+        except (NetworkError, MalformedData, StoreError) as error:
+            logger.warning("the checkpoint of %s is not taken: %s", peer, error)
+            return False
+
+    def _is_new(self, ourselves: PeerId) -> bool:
+        if self._settings.checkpoint_peers == frozenset():
+            return False
+        ended = self._checkpoint is None or self._checkpoint.state in (SETTLED, DROPPED)
+        return ended and not state.has_nodes_of_others(self._database, ourselves)
+
+    def _trusts_checkpoint(self, peer: PeerId) -> bool:
+        trusted = self._settings.checkpoint_peers
+        if trusted is None:
+            trusted = self._settings.trusted_peers
+        return trusted is None or peer in trusted
+
+    async def _watch_checkpoint(self) -> None:
+        """Drop a checkpoint that nobody can prove, or whose signer is not trusted any more."""
+        checkpoint = self._checkpoint
+        if checkpoint is not None and checkpoint.state == SPEAKING and not self._trusts_checkpoint(checkpoint.signer):
+            self._intake.drop_claims()
+        while True:
+            while self._checkpoint is None or self._checkpoint.state != SPEAKING:
+                await self._changed.wait()
+            patient_until = self._walker.last_arrival_at + CHECKPOINT_PATIENCE_S
+            if trio.current_time() >= patient_until:
+                self._intake.drop_claims()
+                await self._changed.wait()
+            else:
+                await trio.sleep_until(patient_until)
+
     async def _find_sync(self) -> None:
         """Decide when the replica is ready."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._find_history)
+            nursery.start_soon(self._find_checkpoint)
+            await self._synced.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _find_checkpoint(self) -> None:
+        while self._checkpoint is None or not self._checkpoint.is_answering:
+            await self._changed.wait()
+        self._synced.set()
+
+    async def _find_history(self) -> None:
         settings = self._settings
         if not self._heads:
             with trio.move_on_after(settings.alone_s):
@@ -388,6 +519,8 @@ class Replica:
                     await self._heard.wait()
             if self._heard.is_set():
                 await self._wait_first_walk()
+        while settings.checkpoint_required and (not self._heads or self._tips_left):
+            await self._changed.wait()
         self._synced.set()
 
     async def _wait_first_walk(self) -> None:
@@ -435,6 +568,9 @@ async def open_replica(
     """
     await database.prepare("crdt", state.SCHEMA)
     settings = settings or ReplicaSettings()
+    marks = settings.marks
+    if marks:
+        await database.write(lambda db: index_endings(db, marks))
     first = await database.write(
         partial(state.apply, store, state.Work(starting=True), writers=settings.writers, signer=signer)
     )
@@ -448,11 +584,15 @@ async def open_replica(
                 replica._walker.run,
                 replica._announce,
                 replica._find_sync,
+                replica._take_checkpoint,
+                replica._watch_checkpoint,
                 replica._join_heads,
             ):
                 nursery.start_soon(task)
             if network is not None:
                 nursery.start_soon(answer_all, network, database, store)
+                offering = partial(answer_checkpoints, least_nodes=settings.checkpoint_nodes)
+                nursery.start_soon(offering, network, database, topic.name, replica._rules)
             yield replica
             nursery.cancel_scope.cancel()
         replica._intake.close()

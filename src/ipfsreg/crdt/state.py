@@ -28,8 +28,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ipfsreg.crdt import entries
-from ipfsreg.crdt.delta import MAX_NODE_LINKS, MAX_PRIORITY, Delta, Element, Head, Node, Tombstone, build_node
+from ipfsreg.crdt import claims, entries
+from ipfsreg.crdt.claims import Claim, Claims
+from ipfsreg.crdt.delta import (
+    MAX_NODE_LINKS,
+    MAX_PRIORITY,
+    Delta,
+    Element,
+    Head,
+    Node,
+    Tombstone,
+    build_node,
+    multihash_of_id,
+)
 from ipfsreg.crdt.entries import Entries
 from ipfsreg.crdt.interface import Change, KeyChanged, Put
 from ipfsreg.crdt.merge import PRIORITY_SLACK, height_of, priority_fault
@@ -74,6 +85,7 @@ INSERT INTO crdt_counts VALUES ('names', 0)
     + entries.SCHEMA,
     "ALTER TABLE crdt_nodes ADD COLUMN author BLOB; CREATE TABLE crdt_rules (fingerprint TEXT NOT NULL);"
     + entries.WITHHOLDING,
+    claims.SCHEMA,
 )
 """For `Database.prepare`."""
 
@@ -120,6 +132,8 @@ class Work:
     """Writes of ours, each to stand in one delta."""
     join_heads: bool = False
     """Write a node that only joins all heads."""
+    claims: Sequence[Claim] = ()
+    """Steps of a checkpoint that is being taken."""
     starting: bool = False
     """The rules on writers may be others than those the tables were written under."""
 
@@ -139,9 +153,11 @@ class Outcome:
     """Nodes that were quarantined, each with the rule it breaks."""
     withheld: list[tuple[bytes, str]] = field(default_factory=list)
     """Nodes that wanted to change what their authors may not, each with one such key."""
+    checkpoint_changed: bool = False
+    """The checkpoint is in another state than before."""
     tips_left: int = 0
     closing_left: bool = False
-    """More nodes could be closed: call again, also without work."""
+    """More nodes could be closed, or names settled: call again, also without work."""
 
 
 def apply(
@@ -158,6 +174,8 @@ def apply(
         transaction.heed_rules()
     for tip in work.tips:
         transaction.want(tip)
+    for claim in work.claims:
+        transaction.claim(claim)
     for arrival in work.arrivals:
         transaction.receive(arrival)
     transaction.close_closable()
@@ -196,15 +214,23 @@ class _Transaction:
         self._writers = writers
         self._signer = signer
         self._entries = Entries(db, self._number_of, writers)
+        self._claims = Claims(db, self._entries, writers)
         self._outcome = Outcome()
         self._closed = 0
+        self._progressed = False
         self._cut_closed = False
 
     def heed_rules(self) -> None:
-        """Judge everything anew if the rules have changed. Takes seconds for a million names, and only then."""
+        """Judge everything anew if the rules have changed. Takes seconds for a million names, and only then.
+
+        A checkpoint was judged by the old rules, and one that was not taken in wholly is good for nothing.
+        """
+        if self._claims.state == claims.LOADING:
+            self._claims.drop()
         fingerprint = self._writers.fingerprint()
         known = self._db.execute("SELECT fingerprint FROM crdt_rules").fetchone() or (EVERYBODY.fingerprint(),)
         if known[0] != fingerprint:
+            self._claims.drop()
             self._reconsider()
             self._db.execute("DELETE FROM crdt_rules")
             self._db.execute("INSERT INTO crdt_rules VALUES (?)", (fingerprint,))
@@ -245,6 +271,11 @@ class _Transaction:
         self._set_wanted(number, state)
         self._db.execute("INSERT OR IGNORE INTO crdt_tips VALUES (?)", (number,))
 
+    def claim(self, claim: Claim) -> None:
+        """Do one step of a checkpoint."""
+        for head in self._claims.take(claim):
+            self.want(head)
+
     def receive(self, arrival: Arrival) -> None:
         """Take in a node that was fetched, or one of ours. Again is harmless."""
         number, state = self._row(arrival.multihash, WANTED)
@@ -254,6 +285,7 @@ class _Transaction:
             self._set_fault(number, arrival.multihash, arrival.reason)
             self._db.execute("UPDATE crdt_nodes SET state = ? WHERE number = ?", (VOID, number))
             self._release(number)
+            self._progressed = True
             return
         self._outcome.stored.append(arrival.block)
         waiting = self._link(number, arrival.links)
@@ -266,7 +298,7 @@ class _Transaction:
         if arrival.fault:
             self._set_fault(number, arrival.multihash, arrival.fault)
         elif waiting and priority <= self._height() + PRIORITY_SLACK:
-            self._entries.merge(number, delta, arrival.author, early=True)
+            self._entries.merge(number, delta, arrival.author, early=True, veil=self._claims.veil_of(number))
             self._db.execute("UPDATE crdt_nodes SET merged = 1 WHERE number = ?", (number,))
         elif waiting:
             self._db.execute("INSERT INTO crdt_held VALUES (?, ?)", (number, delta.encode()))
@@ -294,6 +326,7 @@ class _Transaction:
             for change in changes
             if not isinstance(change, Put)
             for tombstone in self._entries.tombstones_for(change.key)
+            if change.versions is None or multihash_of_id(tombstone.id) in change.versions
         ]
         # What counts early was seen, and is not below the heads that this write builds on: where it is removed by name,
         # a deletion of what we write now does not bring it back.
@@ -322,6 +355,7 @@ class _Transaction:
         outcome = self._outcome
         if self._cut_closed:
             self._reconsider()
+        self._end_checkpoint()
         outcome.withheld = self._withheld()
         self._blocks.put_in(self._db, outcome.stored)
         if self._entries.keys_added:
@@ -333,6 +367,18 @@ class _Transaction:
         outcome.height = self._height()
         outcome.tips_left = self._count("crdt_tips")
         return outcome
+
+    def _end_checkpoint(self) -> None:
+        checkpoint = self._claims
+        checkpoint.count_differing(len(self._entries.contradicted))
+        if checkpoint.is_ending:
+            checkpoint.settle_some()
+        elif self._progressed and checkpoint.can_settle:
+            checkpoint.begin_settling()
+            if not self._writers.are_open:
+                self._reconsider()
+        self._outcome.closing_left |= checkpoint.is_ending
+        self._outcome.checkpoint_changed = checkpoint.changed
 
     def _withheld(self) -> list[tuple[bytes, str]]:
         nodes = {number: key for key, number in self._entries.withheld}
@@ -379,16 +425,19 @@ class _Transaction:
         count: int = self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608 (our own names)
         return count
 
+    # CROSS JOIN is SQLite's way to keep the order of the tables: few heads, tips or children, each looked up among all
+    # nodes. Left to itself it runs through all nodes for the sake of an order or a maximum, with every write.
+
     def _heads(self, dag: str | None = None) -> list[tuple[bytes, str, int]]:
         return self._db.execute(
-            "SELECT multihash, dag, height FROM crdt_heads JOIN crdt_nodes ON number = node"
+            "SELECT multihash, dag, height FROM crdt_heads CROSS JOIN crdt_nodes ON number = node"
             " WHERE ? IS NULL OR dag = ? ORDER BY multihash",
             (dag, dag),
         ).fetchall()
 
     def _height(self) -> int:
         highest: int | None = self._db.execute(
-            "SELECT max(height) FROM crdt_heads JOIN crdt_nodes ON number = node"
+            "SELECT max(height) FROM crdt_heads CROSS JOIN crdt_nodes ON number = node"
         ).fetchone()[0]
         return highest or 0
 
@@ -400,7 +449,7 @@ class _Transaction:
             "SELECT multihash, priority, merged, fault, author FROM crdt_nodes WHERE number = ?", (number,)
         ).fetchone()
         below: int | None = self._db.execute(
-            "SELECT max(height) FROM crdt_links JOIN crdt_nodes ON number = child WHERE parent = ?", (number,)
+            "SELECT max(height) FROM crdt_links CROSS JOIN crdt_nodes ON number = child WHERE parent = ?", (number,)
         ).fetchone()[0]
         if fault is None:
             fault = priority_fault(priority, below or 0)
@@ -411,7 +460,8 @@ class _Transaction:
             else:
                 delta = delta or self._held(number)
                 if fault is None:
-                    self._entries.merge(number, delta, author and PeerId(author), early=False)
+                    veil = self._claims.veil_of(number)
+                    self._entries.merge(number, delta, author and PeerId(author), early=False, veil=veil)
             if fault is not None:
                 self._set_fault(number, multihash, fault)
         self._db.execute(
@@ -424,6 +474,7 @@ class _Transaction:
         self._db.execute("INSERT INTO crdt_heads VALUES (?)", (number,))
         self._release(number)
         self._closed += 1
+        self._progressed = True
         self._cut_closed |= multihash in self._writers.cut_heads
 
     def _held(self, number: int) -> Delta:
@@ -448,10 +499,11 @@ class _Transaction:
         # While we are catching up, a write of ours must not be older than everything the others have: it takes its
         # priority from what was announced and counts already, as far as the slack allows.
         (ahead,) = self._db.execute(
-            "SELECT max(priority) FROM crdt_tips JOIN crdt_nodes ON number = node WHERE merged = 1"
+            "SELECT max(priority) FROM crdt_tips CROSS JOIN crdt_nodes ON number = node WHERE merged = 1"
         ).fetchone()
         below = max((height for *_, height in heads), default=0)
-        priority = 1 + max(below, min(ahead or 0, below + PRIORITY_SLACK))
+        ahead = max(ahead or 0, self._claims.height)
+        priority = 1 + max(below, min(ahead, below + PRIORITY_SLACK))
         links = [multihash for multihash, _, _ in heads]
         links += self._skip_link(priority)
         node = build_node(set(links), Delta(tuple(elements), tuple(tombstones), priority), self._signer)
@@ -497,6 +549,14 @@ def state_of_node(database: Database, multihash: bytes) -> int | None:
     return None if row is None else row[0]
 
 
+def has_nodes_of_others(database: Database, ourselves: PeerId) -> bool:
+    """Whether there is a node here that somebody else has written, or that nobody has signed."""
+    row = database.read(
+        "SELECT 1 FROM crdt_nodes WHERE state IN (2, 3) AND (author IS NULL OR author <> ?) LIMIT 1", (ourselves.raw,)
+    ).fetchone()
+    return row is not None
+
+
 def wanted_nodes(database: Database, limit: int) -> list[bytes]:
     """Up to *limit* nodes whose blocks are still to be fetched, those known first before others."""
     rows = database.read("SELECT multihash FROM crdt_nodes WHERE state = 1 ORDER BY number LIMIT ?", (limit,))
@@ -513,7 +573,7 @@ def closed_node(database: Database, multihash: bytes) -> tuple[int, bytes, int] 
 def closed_children(database: Database, number: int) -> list[tuple[int, bytes, int]]:
     """The closed nodes that node *number* links to, as `closed_node` has them."""
     return database.read(
-        "SELECT number, multihash, height FROM crdt_links JOIN crdt_nodes ON number = child"
+        "SELECT number, multihash, height FROM crdt_links CROSS JOIN crdt_nodes ON number = child"
         " WHERE parent = ? AND state = 3",
         (number,),
     ).fetchall()
@@ -523,7 +583,7 @@ def sample_closed(database: Database, limit: int) -> list[bytes]:
     """Up to *limit* closed nodes by which another replica sees what is here: the heads, then one at each distance of
     1, 2, 4, 8 … below the highest."""
     heads = database.read(
-        "SELECT multihash, height FROM crdt_heads JOIN crdt_nodes ON number = node ORDER BY height DESC LIMIT ?",
+        "SELECT multihash, height FROM crdt_heads CROSS JOIN crdt_nodes ON number = node ORDER BY height DESC LIMIT ?",
         (limit,),
     ).fetchall()
     found = [multihash for multihash, _ in heads]
@@ -572,7 +632,7 @@ async def tally_beside(database: Database) -> Tally:
 def withheld_values(database: Database, limit: int = 1000) -> list[tuple[str, bytes, bytes | None]]:
     """Up to *limit* values that the rules on writers keep from counting: key, node, author."""
     return database.read(
-        "SELECT key, multihash, author FROM crdt_elements JOIN crdt_nodes ON number = node"
+        "SELECT key, multihash, author FROM crdt_elements CROSS JOIN crdt_nodes ON number = node"
         " WHERE withheld = 1 ORDER BY key LIMIT ?",
         (limit,),
     ).fetchall()

@@ -59,8 +59,13 @@ class Walker:
         self._intake = intake
         self._frontier = frontier
         self._wake = trio.Event()
+        self._released = trio.Event()
         self.last_arrival_at = trio.current_time()
-        """When a node last came, in trio's time."""
+        """When a node, or a piece of a checkpoint, last came, in trio's time."""
+
+    def release(self) -> None:
+        """Fetch from now on: until this is called nothing is, so that a checkpoint comes before the history."""
+        self._released.set()
 
     def want(self, multihash: bytes, first: Iterable[PeerId]) -> None:
         """Fetch a node that was announced, unless it is here or on its way."""
@@ -121,7 +126,8 @@ class Walker:
         return node.links
 
     async def run(self) -> None:
-        """Fetch what is wanted, now and later. Never returns."""
+        """Fetch what is wanted, after `release`, now and later. Never returns."""
+        await self._released.wait()
         self._refill()
         async with trio.open_nursery() as nursery:
             while True:

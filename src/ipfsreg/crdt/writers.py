@@ -74,6 +74,11 @@ class Writers:
         """Where in the DAG a change of *key* by *author* (None: unsigned) counts."""
         return () if self.are_open else self._limits_in(self._repository_of(key), author)
 
+    def allow_all(self, author: PeerId) -> bool:
+        """Whether *author* is named by every rule there is, so that it may write everything."""
+        signs = not self._require_signed or self._signers is None or author in self._signers
+        return signs and all(author in rule.peers for rule in self._rules)
+
     def allow(self, key: str, author: PeerId | None) -> bool:
         """Whether *author* may write *key* now."""
         return not self.limits(key, author)

@@ -57,7 +57,11 @@ _ROUTES: dict[type[paths.Action], str] = {
 """What the books call them."""
 
 
-def make_app(registry: Registry, door: Door | None = None) -> Handler:
+Witness = Callable[[Request, paths.Action, Response], Awaitable[None]]
+"""Is told of each answer before the client is. It does not fail."""
+
+
+def make_app(registry: Registry, door: Door | None = None, witness: Witness | None = None) -> Handler:
     """The handler that serves *registry* by distribution-spec 1.1 and its development additions.
 
     Without a *door* everybody may do everything.
@@ -79,6 +83,8 @@ def make_app(registry: Registry, door: Door | None = None) -> Handler:
                 else:
                     await heed_heads(registry, request)
                     response = await _HANDLERS[type(action)](registry, request, action)
+                    if witness is not None:
+                        await witness(request, action, response)
         except ClientGone:
             raise
         except IpfsregError as error:

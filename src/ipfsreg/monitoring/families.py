@@ -44,6 +44,7 @@ def families(parts: Parts, counts: Counts) -> Iterator[Metric]:
     yield from _bitswap(parts)
     yield from _replica(parts, counts)
     yield from _peers(parts)
+    yield from _notifications(parts)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -266,3 +267,38 @@ def _peers(parts: Parts) -> Iterator[Metric]:
             "kind",
             ((kind, count) for kind, count in status.items() if kind not in _GOSSIP),
         )
+
+
+# --------------------------------------------------------------- notifications
+
+
+def _notifications(parts: Parts) -> Iterator[Metric]:
+    notifications = parts.notifications
+    if notifications is None:
+        return
+    waiting, deliveries = notifications.queue.waiting, notifications.deliveries
+    yield _gauges(
+        "ipfsreg_notifications_waiting",
+        "Events that were not delivered yet.",
+        "endpoint",
+        ((name, len(queue)) for name, queue in waiting.items()),
+    )
+    yield _counters(
+        "ipfsreg_notifications_delivered",
+        "Events that were taken.",
+        "endpoint",
+        ((name, delivery.counts.events) for name, delivery in deliveries.items()),
+    )
+    yield _counters(
+        "ipfsreg_notifications_failures",
+        "Deliveries that were not answered 2xx in time.",
+        "endpoint",
+        ((name, delivery.counts.failures) for name, delivery in deliveries.items()),
+    )
+    yield _counters(
+        "ipfsreg_notifications_dropped",
+        "Events that found no room in the queue.",
+        "endpoint",
+        ((name, queue.dropped) for name, queue in waiting.items()),
+    )
+    yield _counter("ipfsreg_notifications_lost", "Events that could not be stored.", notifications.lost)

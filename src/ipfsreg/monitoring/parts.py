@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ipfsreg.database import Database
     from ipfsreg.http.accesslog import AccessLog
     from ipfsreg.http.server import Server
+    from ipfsreg.notifications.service import Notifications
     from ipfsreg.p2p.host import Host
     from ipfsreg.pubsub.service import JoinedTopic
     from ipfsreg.registry.service import LocalRegistry
@@ -35,6 +36,8 @@ class Parts:
     registry: LocalRegistry | None = None
     front: Server | None = None
     access_log: AccessLog | None = None
+    notifications: Notifications | None = None
+    """None also where there are no endpoints."""
     stopping: bool = False
     """The node was told to stop."""
     lag_seconds: Histogram = field(default_factory=lambda: Histogram(LAG_SECONDS))

@@ -33,7 +33,7 @@ class Inbox:
         """Wait for the peer and read what it sent behind what was put aside. Raises ConnectionLost."""
         buffer = self._scratch.incoming
         while True:
-            await self._wire.wait_readable()
+            await self._wire.wait_readable(self._lacking())
             self.load()
             start = self._end
             count = self._wire.read_into(buffer[start:])
@@ -47,6 +47,16 @@ class Inbox:
             self.bytes_in += count
             self.last_received = trio.current_time()
             return
+
+    def _lacking(self) -> int:
+        """How many bytes of the message that was put aside are still to come: before the last, none is of use.
+
+        On a thin link each packet would cost a turn of the scheduler otherwise.
+        """
+        have = self._leftover
+        if len(have) < LENGTH_BYTES:
+            return 1
+        return max(1, LENGTH_BYTES + (have[0] << 8 | have[1]) - len(have))
 
     def load(self) -> None:
         """Put what was put aside back into the shared buffer."""

@@ -8,6 +8,7 @@ also what makes cancellation harmless: no await stands between two bytes of one 
 from __future__ import annotations
 
 import os
+import socket
 from typing import Protocol
 
 import trio
@@ -20,6 +21,12 @@ BATCH_BYTES = 256 * 1024
 """Read or written at once: large enough to make system calls and task switches cheap, small enough for the L2 cache."""
 
 MAX_FRAME_BYTES = 2 + MAX_MESSAGE_BYTES
+
+_WORTH_WAITING_BYTES = 4096
+"""Fewer come in a packet or two."""
+
+_PATIENCE_S = 1.0
+"""So long a part of a message may lie in the socket unread."""
 
 
 class Scratch:
@@ -54,8 +61,10 @@ def scratch() -> Scratch:
 class Wire(Protocol):
     """A byte stream to a peer. One task reads, one at a time writes."""
 
-    async def wait_readable(self) -> None:
-        """Return when `read_into` will have something. Raises ConnectionLost."""
+    async def wait_readable(self, at_least: int = 1) -> None:
+        """Return when `read_into` will have something; if the wire can wait for it, not before there are *at_least*
+        bytes or a second has passed. Raises ConnectionLost.
+        """
 
     def read_into(self, buffer: memoryview) -> int | None:
         """Read what is there: the number of bytes, 0 at the end, None where there is nothing yet.
@@ -97,19 +106,36 @@ def wire_over(stream: trio.abc.Stream) -> Wire:
 class SocketWire:
     """Straight to the socket, past trio's one call, one checkpoint and one copy for each piece."""
 
-    __slots__ = ("_backlog", "_socket", "_stream")
+    __slots__ = ("_at_least", "_backlog", "_socket", "_stream")
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self._socket = stream.socket
         self._backlog = Backlog(stream.socket)
+        self._at_least = 1
 
-    async def wait_readable(self) -> None:
+    async def wait_readable(self, at_least: int = 1) -> None:
         """See Wire."""
+        at_least = at_least if at_least >= _WORTH_WAITING_BYTES else 1
         try:
+            if at_least != self._at_least:
+                self._wake_at(at_least)
+            if at_least == 1:
+                await trio.lowlevel.wait_readable(self._socket.fileno())
+                return
+            with trio.move_on_after(_PATIENCE_S):
+                await trio.lowlevel.wait_readable(self._socket.fileno())
+                return
+            # Too slow for that: every byte is a sign of life.
+            self._wake_at(1)
             await trio.lowlevel.wait_readable(self._socket.fileno())
         except (OSError, ValueError, trio.ClosedResourceError) as error:
             raise _lost(error) from None
+
+    def _wake_at(self, count: int) -> None:
+        """Let the socket be readable from *count* bytes on; at its end it is anyway."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+        self._at_least = count
 
     def read_into(self, buffer: memoryview) -> int | None:
         """See Wire."""
@@ -167,7 +193,7 @@ class StreamWire:
         self._stream = stream
         self._received: memoryview | None = None
 
-    async def wait_readable(self) -> None:
+    async def wait_readable(self, at_least: int = 1) -> None:
         """See Wire."""
         if self._received is None:
             try:

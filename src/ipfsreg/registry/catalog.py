@@ -50,6 +50,9 @@ MAX_NESTING = 3
 
 ROOT = "/r/"
 
+BLOB_MARKS = ("/_l/", "/_m/")
+"""A key in which one of these stands before a digest, the end of the key, needs the blob of that digest."""
+
 
 def repository_prefix(repository: RepositoryName) -> str:
     """All keys of *repository* begin with this, and no key of another does."""
@@ -86,9 +89,14 @@ def manifest_key(repository: RepositoryName, digest: Digest) -> str:
     return manifests_prefix(repository) + str(digest)
 
 
+def link_key_prefix(repository: RepositoryName) -> str:
+    """Where the links of *repository* lie; what follows is the digest."""
+    return f"{ROOT}{repository}/_l/"
+
+
 def link_key(repository: RepositoryName, digest: Digest) -> str:
     """Key of a LinkRecord."""
-    return f"{ROOT}{repository}/_l/{digest}"
+    return link_key_prefix(repository) + str(digest)
 
 
 def referrer_key(repository: RepositoryName, subject: Digest, digest: Digest) -> str:

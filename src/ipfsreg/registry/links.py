@@ -16,6 +16,7 @@ from ipfsreg.ipld.cid import Cid
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName
 from ipfsreg.registry.catalog import LinkRecord
+from ipfsreg.registry.holds import Holds
 from ipfsreg.registry.records import Records
 
 _TABLES = (
@@ -29,25 +30,31 @@ _TABLES = (
         PRIMARY KEY (repository, digest)
     ) WITHOUT ROWID
     """,
+    "CREATE INDEX pending_by_digest ON pending_links (digest)",
 )
 
 
 class Links:
     """Links of all repositories, replicated and pending."""
 
-    def __init__(self, database: Database, records: Records) -> None:
+    def __init__(self, database: Database, records: Records, holds: Holds) -> None:
         self._database = database
         self._records = records
+        self._holds = holds
 
     @classmethod
-    async def open(cls, database: Database, records: Records) -> Links:
+    async def open(cls, database: Database, records: Records, holds: Holds) -> Links:
         """Bring the table up to date and return the links."""
         await database.prepare("registry", _TABLES)
-        return cls(database, records)
+        return cls(database, records, holds)
 
     def find(self, repository: RepositoryName, digest: Digest) -> LinkRecord | None:
         """What *repository* may serve under *digest*: a linked blob, one of its manifests, or a pending blob."""
         return self.replicated(repository, digest) or self.pending(repository, digest)
+
+    def find_for_push(self, repository: RepositoryName, digest: Digest) -> LinkRecord | None:
+        """What a manifest may name: also what its client was told a while ago, and was deleted elsewhere since."""
+        return self.find(repository, digest) or self._holds.told(repository, digest)
 
     def replicated(self, repository: RepositoryName, digest: Digest) -> LinkRecord | None:
         """The link that every node sees, or None."""
@@ -63,6 +70,26 @@ class Links:
             "SELECT size, root FROM pending_links WHERE repository = ? AND digest = ?", (repository, str(digest))
         ).fetchone()
         return row and LinkRecord(row[0], Cid.decode(row[1]))
+
+    def is_pending(self, digest: Digest, db: sqlite3.Connection | None = None) -> bool:
+        """Whether any repository has the blob pending. *db*: as the transaction in it sees it."""
+        sql = "SELECT 1 FROM pending_links WHERE digest = ? LIMIT 1"
+        rows = self._database.read(sql, (str(digest),)) if db is None else db.execute(sql, (str(digest),))
+        return rows.fetchone() is not None
+
+    def all_pending(self) -> list[tuple[RepositoryName, Digest, int]]:
+        """Each pending link: repository, blob, and when it was made, in seconds since 1970."""
+        rows = self._database.read("SELECT repository, digest, since FROM pending_links")
+        return [(RepositoryName(repository), Digest.parse(digest), since) for repository, digest, since in rows]
+
+    async def expire_pending(self, repository: RepositoryName, digest: Digest, since: int) -> bool:
+        """Forget a pending link, unless it was made anew after *since*; return whether it was forgotten."""
+
+        def expire(db: sqlite3.Connection) -> bool:
+            sql = "DELETE FROM pending_links WHERE repository = ? AND digest = ? AND since = ?"
+            return db.execute(sql, (repository, str(digest), since)).rowcount > 0
+
+        return await self._database.write(expire)
 
     def has_pending(self, repository: RepositoryName) -> bool:
         """Whether anything was pushed to *repository* that no manifest has named yet."""

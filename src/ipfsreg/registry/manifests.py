@@ -10,38 +10,35 @@ import time
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-import trio
-
 from ipfsreg.blockstore.interface import BlobInfo, BlobStore
 from ipfsreg.crdt.interface import Change, Delete, Names, Put
 from ipfsreg.errors import (
     ContentUnavailable,
     Denied,
     DigestMismatch,
-    ManifestBlobUnknown,
     ManifestUnknown,
     NameUnknown,
 )
 from ipfsreg.ipld.cid import Cid
 from ipfsreg.oci.digest import Digest
-from ipfsreg.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest, parse_manifest
+from ipfsreg.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
 from ipfsreg.oci.names import Reference, RepositoryName, Tag
 from ipfsreg.peer_id import PeerId
 from ipfsreg.registry import catalog
 from ipfsreg.registry.catalog import ManifestRecord, MoveRecord, ReferrerRecord, TagRecord
 from ipfsreg.registry.fetching import Fetches
 from ipfsreg.registry.history import Move, parse_past, state_at, trace
+from ipfsreg.registry.holds import Holds
 from ipfsreg.registry.interface import ManifestContent, ManifestPushed, ManifestStat
 from ipfsreg.registry.links import Links
 from ipfsreg.registry.local import LocalBlobs
 from ipfsreg.registry.providing import Providing
 from ipfsreg.registry.recent import RecentContent
 from ipfsreg.registry.records import Records
+from ipfsreg.registry.reliance import Reliance, Relied, load_manifest, parse_pushed
 
-MAX_LINKS_PER_DELTA = 2000
-"""A link is at most 410 bytes with its key, and a delta has to fit a block."""
-
-_PARSED_INLINE_BYTES = 64 * 1024
+MAX_CHANGES_PER_DELTA = 2000
+"""A link is at most 410 bytes with its key, the record of a manifest 600, and a delta has to fit a block."""
 
 RECENT_BYTES = 8 << 20
 """Of manifests kept in memory: reading and hashing one again was a quarter of what a GET costs."""
@@ -62,6 +59,8 @@ class Manifests:
         local: LocalBlobs,
         fetches: Fetches,
         providing: Providing,
+        reliance: Reliance,
+        holds: Holds,
         peer: PeerId,
         immutable_tags: Sequence[str] = (),
     ) -> None:
@@ -72,6 +71,8 @@ class Manifests:
         self._local = local
         self._fetches = fetches
         self._providing = providing
+        self._reliance = reliance
+        self._holds = holds
         self._peer = peer
         self._immutable_tags = tuple(immutable_tags)
         self._last_us = 0
@@ -115,10 +116,14 @@ class Manifests:
                 raise ManifestUnknown(f"{repository}:{tag} pointed at nothing {to} moves ago")
         else:
             digest = to
-        self.resolve(repository, digest)
-        changes = self._move(repository, tag, digest, self._now_us())
-        if changes:
-            await self._names.commit(changes)
+        _, record = self.resolve(repository, digest)
+        manifest = await load_manifest(self._local, digest, record.media_type)
+        if manifest is None:
+            raise ContentUnavailable(f"manifest {digest} is not here now; pull it, then try again")
+        records, links = self._reliance.states(repository, await self._reliance.gather(repository, manifest))
+        stands = Put(catalog.manifest_key(repository, digest), record.encode(digest))
+        moved = self._move(repository, tag, digest, self._now_us()) or self._again(repository, tag)
+        await self._commit([stands, *records, *links.values()], moved)
         return next(move for move in self.history(repository, tag) if move.to == digest)
 
     def exists(self, repository: RepositoryName) -> bool:
@@ -166,11 +171,7 @@ class Manifests:
         overwrite: bool = True,
     ) -> ManifestPushed:
         """See `Registry.put_manifest`."""
-        if len(data) <= _PARSED_INLINE_BYTES:
-            manifest = parse_manifest(data, media_type or None)
-        else:
-            # Four hostile mebibytes take most of a second.
-            manifest = await trio.to_thread.run_sync(parse_manifest, data, media_type or None)
+        manifest = await parse_pushed(data, media_type or None)
         if isinstance(reference, Digest):
             digest = Digest.of(data, reference.algorithm)
             if digest != reference:
@@ -178,23 +179,24 @@ class Manifests:
         else:
             digest = Digest.of(data)
             tags = (reference, *tags)
-        self._check_content(repository, manifest)
-        # What is denied is denied before anything is stored.
+        # What is denied or lacking is answered before anything is stored.
+        self._reliance.states(repository, Relied(manifest, {}))
         self._check_tags(repository, tags, digest, overwrite=overwrite)
-        info = await self._blobs.put_whole(data, digest)
-        self._providing.add(info.root)
-        # Again, and from here on without a pause: what it names may have been deleted meanwhile, its tags been set.
-        linked = self._check_content(repository, manifest)
-        self._check_tags(repository, tags, digest, overwrite=overwrite)
-        links = list(linked.values())
-        while len(links) > MAX_LINKS_PER_DELTA:
-            # They do not fit into one block with the rest. Links that nothing names yet do no harm.
-            await self._names.commit(links[:MAX_LINKS_PER_DELTA])
-            del links[:MAX_LINKS_PER_DELTA]
-        changes = [*links, *self._changes(repository, digest, info, manifest, dict.fromkeys(tags))]
-        heads = await self._names.commit(changes) if changes else self._names.heads()
-        if linked:
-            await self._links.drop_pending(repository, list(linked))
+        with self._holds.hold(digest):
+            info = await self._blobs.put_whole(data, digest)
+            self._providing.add(info.root)
+            relied = await self._reliance.gather(repository, manifest)
+            while not self._reliance.is_here(repository, relied):  # of what is damaged, some can vanish meanwhile
+                relied = await self._reliance.gather(repository, manifest)
+            # Again, and from here on without a pause: what it names may have been deleted meanwhile, its tags been set.
+            self._check_tags(repository, tags, digest, overwrite=overwrite)
+            records, links = self._reliance.states(repository, relied)
+            heads = await self._commit(
+                [self._record(repository, digest, info, manifest), *records, *links.values()],
+                self._rest(repository, digest, info, manifest, dict.fromkeys(tags)),
+            )
+        if links:
+            await self._links.drop_pending(repository, list(links))
         return ManifestPushed(digest, _subject_of(manifest), tuple(tags), heads)
 
     def _check_tags(self, repository: RepositoryName, tags: Iterable[Tag], to: Digest, *, overwrite: bool) -> None:
@@ -205,29 +207,28 @@ class Manifests:
                 if before is not None:
                     raise Denied(f"{repository}:{tag} is at {before}, and you may not move a tag that there is")
 
-    def _check_content(self, repository: RepositoryName, manifest: Manifest) -> dict[Digest, Put]:
-        """The links this manifest makes real. Raises ManifestBlobUnknown."""
-        made: dict[Digest, Put] = {}
-        for blob in manifest.blobs:
-            if self._links.replicated(repository, blob.digest) is not None:
-                continue
-            link = self._links.pending(repository, blob.digest)
-            if link is None:
-                raise ManifestBlobUnknown(f"{repository} has no blob {blob.digest}")
-            made[blob.digest] = Put(catalog.link_key(repository, blob.digest), link.encode(blob.digest))
-        for child in manifest.manifests:
-            if self._records.manifest(repository, child.digest) is None:
-                raise ManifestBlobUnknown(f"{repository} has no manifest {child.digest}")
-        return made
+    async def _commit(self, first: list[Change], rest: list[Change]) -> tuple[Cid, ...]:
+        """Write *first* and *rest* as one delta. Where they do not fit into one block, *rest* comes last.
 
-    def _changes(
+        The manifest comes before its links, because links that no manifest names are collected, and before its tags,
+        because whoever sees a tag must find everything below it.
+        """
+        while len(first) > MAX_CHANGES_PER_DELTA:
+            await self._names.commit(first[:MAX_CHANGES_PER_DELTA])
+            first = first[MAX_CHANGES_PER_DELTA:]
+        return await self._names.commit([*first, *rest])
+
+    def _record(self, repository: RepositoryName, digest: Digest, info: BlobInfo, manifest: Manifest) -> Put:
+        record = ManifestRecord(manifest.media_type, info.size, info.root, _subject_of(manifest))
+        return Put(catalog.manifest_key(repository, digest), record.encode(digest))
+
+    def _rest(
         self, repository: RepositoryName, digest: Digest, info: BlobInfo, manifest: Manifest, tags: Iterable[Tag]
     ) -> list[Change]:
-        """What this push writes beyond links; nothing that stands there already."""
+        """What makes a manifest findable: its place among referrers, its tags."""
         now_us = self._now_us()
         subject = _subject_of(manifest)
-        record = ManifestRecord(manifest.media_type, info.size, info.root, subject)
-        changes: list[Change] = [Put(catalog.manifest_key(repository, digest), record.encode(digest))]
+        changes: list[Change] = []
         if subject is not None:
             annotations = dict(manifest.annotations)
             if sum(len(name) + len(value) for name, value in annotations.items()) > MAX_ANNOTATION_BYTES:
@@ -235,16 +236,19 @@ class Manifests:
             referrer = ReferrerRecord(manifest.media_type, info.size, manifest.artifact_type, annotations)
             changes.append(Put(catalog.referrer_key(repository, subject, digest), referrer.encode()))
         for tag in tags:
-            changes += self._move(repository, tag, digest, now_us)
-        return [change for change in changes if not self._stands(change)]
+            changes += self._move(repository, tag, digest, now_us) or self._again(repository, tag)
+        return changes
+
+    def _again(self, repository: RepositoryName, tag: Tag) -> list[Change]:
+        """Where *tag* points already, written once more: it is no move, but a deletion beside it must not win."""
+        key = catalog.tag_key(repository, tag)
+        value = self._names.get(key)
+        return [] if value is None else [Put(key, value)]
 
     def _now_us(self) -> int:
         """Microseconds since 1970, each once and never back: they are part of the keys of the history."""
         self._last_us = max(self._last_us + 1, time.time_ns() // 1000)
         return self._last_us
-
-    def _stands(self, change: Change) -> bool:
-        return isinstance(change, Put) and self._names.get(change.key) == change.value
 
     def _move(self, repository: RepositoryName, tag: Tag, to: Digest | None, now_us: int) -> list[Change]:
         before = self.tag_target(repository, tag)

@@ -7,6 +7,7 @@ between is made up for at the next start, when all roots are handed over again.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import trio
 
@@ -34,6 +35,13 @@ class Providing:
         if self._routing is not None:
             self._waiting[root] = None
             self._wake.set()
+
+    async def withdraw(self, roots: Sequence[Cid]) -> None:
+        """The blobs below *roots* are about to go. Raises StoreError."""
+        if self._routing is not None:
+            for root in roots:
+                self._waiting.pop(root, None)
+            await self._routing.unprovide(roots)
 
     async def run(self, blobs: BlobStore) -> None:
         """Hand over what is here already, then whatever is added, for ever."""

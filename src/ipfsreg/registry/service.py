@@ -7,8 +7,9 @@ import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from random import Random
 
 import trio
 
@@ -27,7 +28,9 @@ from ipfsreg.registry import catalog
 from ipfsreg.registry.catalog import LinkRecord
 from ipfsreg.registry.fetching import Fetches
 from ipfsreg.registry.following import follow_manifests
+from ipfsreg.registry.gc import Collector, GcSettings
 from ipfsreg.registry.history import Move
+from ipfsreg.registry.holds import Holds
 from ipfsreg.registry.interface import (
     BlobContent,
     BlobStat,
@@ -42,6 +45,7 @@ from ipfsreg.registry.local import LocalBlobs
 from ipfsreg.registry.manifests import Manifests
 from ipfsreg.registry.providing import Providing
 from ipfsreg.registry.records import Records
+from ipfsreg.registry.reliance import Reliance
 from ipfsreg.registry.uploads import Upload, Uploads
 
 logger = logging.getLogger(__name__)
@@ -68,6 +72,9 @@ class RegistrySettings:
     """Go on with a fetch when its last reader has gone."""
     wait_heads_s: float = 10.0
     """How long a request waits for heads that it says it has seen elsewhere."""
+    fetch_pushed: bool = True
+    """Before a manifest push is answered, fetch what it names and this node lacks."""
+    gc: GcSettings = field(default_factory=GcSettings)
     immutable_tags: tuple[str, ...] = ()
     """Patterns of `repository:tag`: such a tag is set once and neither moved nor deleted through this node."""
 
@@ -84,6 +91,9 @@ class LocalRegistry:
         uploads: Uploads,
         manifests: Manifests,
         fetches: Fetches,
+        blobs: BlobStore,
+        holds: Holds,
+        collector: Collector,
         wait_heads_s: float,
     ) -> None:
         self._names = names
@@ -94,11 +104,17 @@ class LocalRegistry:
         self._uploads = uploads
         self._manifests = manifests
         self._fetches = fetches
+        self._blobs = blobs
+        self._holds = holds
+        self.collector = collector
 
     # ------------------------------------------------------------------ blobs
 
     async def stat_blob(self, repository: RepositoryName, digest: Digest) -> BlobStat:
         link = self._link(repository, digest)
+        if self._holds.is_doubted(digest) and self._blobs.stat(digest) is None:
+            raise BlobUnknown(f"blob {digest} of {repository} is with no peer in reach: push it here")
+        self._holds.tell(repository, digest, link)
         return BlobStat(digest, link.size, link.root)
 
     def _link(self, repository: RepositoryName, digest: Digest) -> LinkRecord:
@@ -118,11 +134,14 @@ class LocalRegistry:
         if self._records.link(repository, digest) is not None:
             await self._names.commit([Delete(catalog.link_key(repository, digest))])
         await self._links.drop_pending(repository, [digest])
+        self._holds.take_back(repository, digest)
 
     async def mount_blob(self, repository: RepositoryName, digest: Digest, source: RepositoryName | None) -> BlobStat:
         if source is None:
             raise BlobUnknown("a mount names the repository it comes from")
         link = self._link(source, digest)
+        if self._holds.is_doubted(digest) and self._blobs.stat(digest) is None:
+            raise BlobUnknown(f"blob {digest} of {source} is with no peer in reach: push it here")
         if self._links.replicated(repository, digest) is None:
             await self._links.add_pending(repository, digest, link)
         return BlobStat(digest, link.size, link.root)
@@ -242,21 +261,46 @@ async def open_registry(
     peer: PeerId,
     upload_secret: bytes,
     settings: RegistrySettings,
+    has_caught_up: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[LocalRegistry]:
-    """Run the registry for as long as the block lasts. Fetches under way are kept for the next start."""
+    """Run the registry for as long as the block lasts. Fetches under way are kept for the next start.
+
+    *has_caught_up*: whether *names* has all that was announced to it.
+    """
     async with trio.open_nursery() as nursery:
         records = Records(names)
-        links = await Links.open(database, records)
+        holds = Holds()
+        links = await Links.open(database, records, holds)
         providing = Providing(routing)
         local = LocalBlobs(nursery, blobs)
         fetches = Fetches(nursery, blobs, local, bitswap, providing, settings.give_up_s, settings.finish_without_client)
-        manifests = Manifests(names, records, blobs, links, local, fetches, providing, peer, settings.immutable_tags)
-        uploads = Uploads(blobs, local, links, providing, upload_secret)
-        registry = LocalRegistry(names, records, local, links, uploads, manifests, fetches, settings.wait_heads_s)
+        reliance = Reliance(names, records, blobs, links, local, fetches, holds, settings.fetch_pushed)
+        manifests = Manifests(
+            names,
+            records,
+            blobs,
+            links,
+            local,
+            fetches,
+            providing,
+            reliance,
+            holds,
+            peer,
+            settings.immutable_tags,
+        )
+        uploads = Uploads(blobs, local, links, providing, holds, upload_secret)
+        collector = Collector(
+            database, names, records, blobs, links, local, holds, providing, settings.gc, has_caught_up
+        )
+        await collector.prepare()
+        registry = LocalRegistry(
+            names, records, local, links, uploads, manifests, fetches, blobs, holds, collector, settings.wait_heads_s
+        )
         for task in (
             partial(_expire, blobs),
             partial(providing.run, blobs),
             partial(follow_manifests, names, blobs, fetches),
+            partial(collector.run, Random()),  # noqa: S311 (spreads work, guards nothing)
         ):
             nursery.start_soon(_keep_going, task)
         yield registry

@@ -16,6 +16,7 @@ from ipfsreg.blockstore.interface import BlobInfo, BlobStore, BlobUpload
 from ipfsreg.errors import UploadInvalid, UploadUnknown
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName
+from ipfsreg.registry.holds import Holds
 from ipfsreg.registry.interface import BlobStat
 from ipfsreg.registry.links import Links, link_of
 from ipfsreg.registry.local import LocalBlobs
@@ -41,8 +42,9 @@ class Upload:
         await self._bytes.write(data)
 
     async def finish(self, digest: Digest) -> BlobStat:
-        info = await self._bytes.commit(digest)
-        await self._uploads.publish(self.repository, info)
+        with self._uploads.holds.hold(digest):
+            info = await self._bytes.commit(digest)
+            await self._uploads.publish(self.repository, info)
         return BlobStat(digest, info.size, info.root)
 
     async def cancel(self) -> None:
@@ -52,12 +54,15 @@ class Upload:
 class Uploads:
     """All of them."""
 
-    def __init__(self, blobs: BlobStore, local: LocalBlobs, links: Links, providing: Providing, secret: bytes) -> None:
+    def __init__(
+        self, blobs: BlobStore, local: LocalBlobs, links: Links, providing: Providing, holds: Holds, secret: bytes
+    ) -> None:
         """*secret*: 32 bytes that stay the same across restarts and leave this node never."""
         self._blobs = blobs
         self._local = local
         self._links = links
         self._providing = providing
+        self.holds = holds
         self._secret = secret
         self._held: set[str] = set()
 

@@ -51,6 +51,7 @@ async def check_blobstore(open_store: OpenStore) -> None:
         _small_blobs,
         _uploads_end,
         _same_blob_at_once,
+        _collected_blobs,
         _deleted_blobs,
         _shared_leaves,
         _blocks_of_blobs_stay_theirs,
@@ -295,6 +296,19 @@ async def _same_blob_at_once(blocks: Blockstore, blobs: BlobStore) -> None:
             for _ in range(5):
                 nursery.start_soon(_push, blobs, data)
         await _assert_whole(blocks, blobs, data)
+
+
+async def _collected_blobs(blocks: Blockstore, blobs: BlobStore) -> None:
+    small, large = pattern(100), pattern(V1_2025.chunk_bytes + 5)
+    for data in (small, large):
+        info = await blobs.put_whole(data)
+        assert not await blobs.collect(info.digest, lambda db: True)
+        assert blobs.stat(info.digest) == info
+        assert blobs.open(info.digest).path.read_bytes() == data
+        assert await blobs.collect(info.digest, lambda db: False)
+        assert blobs.stat(info.digest) is None
+        assert not blocks.has(info.root)
+        assert not await blobs.collect(info.digest, lambda db: False), "it is gone already"
 
 
 async def _deleted_blobs(blocks: Blockstore, blobs: BlobStore) -> None:

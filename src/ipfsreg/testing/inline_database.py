@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 
@@ -47,6 +47,10 @@ class InlineDatabase(Database):
         (result,) = self._run_group([write])
         value: T = result.unwrap()
         return value
+
+    async def _in_thread(self, work: Callable[[], Any]) -> Any:
+        await trio.lowlevel.checkpoint()
+        return work()
 
 
 @asynccontextmanager

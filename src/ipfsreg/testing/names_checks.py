@@ -11,12 +11,12 @@ from ipfsreg.crdt.interface import Change, Delete, KeyChanged, Names, Put
 from ipfsreg.ipld.cid import DAG_PB, Cid
 
 OpenNames = Callable[[], AbstractAsyncContextManager[Names]]
-"""Opens an empty store of names."""
+"""Opens an empty store of names whose `ends_in` knows the mark `/_l/`."""
 
 
 async def check_names(open_names: OpenNames) -> None:
     """Raise AssertionError unless *open_names* keeps the `Names` promises."""
-    for check in (_values, _scans, _refusals, _heads, _news, _folding, _many_writers, _cancelled_commit, _waiting):
+    for check in _CHECKS:
         async with open_names() as names:
             await check(names)
 
@@ -122,6 +122,40 @@ async def _many_writers(names: Names) -> None:
     assert names.get("/shared") is not None
 
 
+async def _versions(names: Names) -> None:
+    assert names.versions("/a") == frozenset()
+    await names.commit([Put("/a", b"1"), Put("/b", b"1")])
+    first = names.versions("/a")
+    assert len(first) == 1
+    await names.commit([Put("/a", b"1")])
+    both = names.versions("/a")
+    assert both > first
+    assert len(both) == 2, "writing the same value again is a write"
+    async with names.changes() as changes:
+        await names.commit([Delete("/a", first)])
+        assert names.get("/a") == b"1", "a write that the deletion did not know stays"
+        assert names.versions("/a") == both - first
+        heads = names.heads()
+        assert await names.commit([Delete("/a", first)]) == heads, "what is gone already is no change"
+        await names.commit([Put("/c", b"1")])
+        assert (await anext(changes)).key == "/c", "what keeps its value is no news"
+    await names.commit([Delete("/a", both)])
+    assert names.get("/a") is None
+    assert names.versions("/a") == frozenset()
+    assert names.get("/b") == b"1"
+
+
+async def _endings(names: Names) -> None:
+    digests = [f"sha256:{one * 64}" for one in "abc"]
+    await names.commit([Put(f"/r/team/app/_l/{digests[0]}", b"1"), Put(f"/r/x/_l/{digests[0]}", b"1")])
+    await names.commit([Put(f"/r/x/_l/{digests[1][:-1]}B", b"1"), Put(f"/r/x/_m/{digests[2]}", b"1")])
+    assert [names.ends_in("/_l/", digest) for digest in digests] == [True, False, False]
+    await names.commit([Delete(f"/r/team/app/_l/{digests[0]}")])
+    assert names.ends_in("/_l/", digests[0])
+    await names.commit([Delete(f"/r/x/_l/{digests[0]}")])
+    assert not names.ends_in("/_l/", digests[0])
+
+
 async def _waiting(names: Names) -> None:
     await names.wait_merged([])
     first = await names.commit([Put("/a", b"1")])
@@ -140,3 +174,18 @@ async def _cancelled_commit(names: Names) -> None:
         await names.commit([Put("/a", b"1"), Put("/b", b"1")])
     await names.commit([Put("/c", b"1")])
     assert (names.get("/a") is None) == (names.get("/b") is None), "all or nothing"
+
+
+_CHECKS = (
+    _values,
+    _scans,
+    _versions,
+    _endings,
+    _refusals,
+    _heads,
+    _news,
+    _folding,
+    _many_writers,
+    _cancelled_commit,
+    _waiting,
+)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,12 +25,12 @@ def closed(tmp_path: Path) -> ClosedDoor:
     return make_closed_door(directory)
 
 
-@asynccontextmanager
-async def opened(closed: ClosedDoor, **changes: str) -> AsyncIterator[OpenedDoor]:
+@contextmanager
+def opened(closed: ClosedDoor, **changes: str) -> Iterator[OpenedDoor]:
     """The door of plain HTTP by its files; *changes* are keys of its configuration."""
     environment = closed.environment(tls=False) | {f"IPFSREG_{key}": value for key, value in changes.items()}
     config = load_config(None, {"IPFSREG_P2P_PROTECTOR_KEY": "ab" * 32, **environment})
-    async with open_door(config, b"the node's own key") as door:
+    with open_door(config, b"the node's own key") as door:
         yield door
 
 
@@ -40,8 +40,9 @@ def open_closed(closed: ClosedDoor, tmp_path: Path) -> OpenClosed:
 
     @asynccontextmanager
     async def open_it(**changes: str) -> AsyncIterator[Server]:
-        async with opened(closed, **changes) as door, open_front_door(tmp_path, door=door.door) as server:
-            yield server
+        with opened(closed, **changes) as door:
+            async with open_front_door(tmp_path, door=door.door) as server:
+                yield server
 
     return open_it
 

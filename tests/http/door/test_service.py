@@ -425,23 +425,22 @@ async def test_an_upload_is_of_no_use_to_anybody_else(open_closed: OpenClosed) -
         assert await status(client, "PUT", f"{location}?digest={digest_of(b'abc')}", who) == 201
 
 
-async def test_a_user_taken_out_of_the_file_is_out_at_once(closed: ClosedDoor, open_closed: OpenClosed) -> None:
-
-    async with (
-        opened(closed) as door,
-        open_front_door(closed.directory, door=door.door) as server,
-        connect_http(server.places[0]) as client,
-    ):
-        tokens = await token(client, "bob")
-        assert await status(client, "GET", "/v2/", basic("bob")) == 200
-        assert await status(client, "GET", "/v2/", tokens) == 200
-        remove_user(closed.htpasswd, "bob")
-        for one in door.reloaded:
-            if closed.htpasswd in one.paths:
-                one.reload()
-        assert await status(client, "GET", "/v2/", basic("bob")) == 401
-        assert await status(client, "GET", "/v2/", tokens) == 401
-        assert await status(client, "GET", "/v2/", basic("alice")) == 200
+async def test_a_user_taken_out_of_the_file_is_out_at_once(closed: ClosedDoor) -> None:
+    with opened(closed) as door:
+        async with (
+            open_front_door(closed.directory, door=door.door) as server,
+            connect_http(server.places[0]) as client,
+        ):
+            tokens = await token(client, "bob")
+            assert await status(client, "GET", "/v2/", basic("bob")) == 200
+            assert await status(client, "GET", "/v2/", tokens) == 200
+            remove_user(closed.htpasswd, "bob")
+            for one in door.reloaded:
+                if closed.htpasswd in one.paths:
+                    one.reload()
+            assert await status(client, "GET", "/v2/", basic("bob")) == 401
+            assert await status(client, "GET", "/v2/", tokens) == 401
+            assert await status(client, "GET", "/v2/", basic("alice")) == 200
 
 
 # ---------------------------------------------------------------- the catalog

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import httpx
 
 from ipfsreg.config import AuthConfig, Config
 from ipfsreg.errors import ConfigError
@@ -37,8 +35,8 @@ class OpenedDoor:
     reloaded: tuple[Reloaded, ...]
 
 
-@asynccontextmanager
-async def open_door(config: Config, secret: bytes) -> AsyncIterator[OpenedDoor]:
+@contextmanager
+def open_door(config: Config, secret: bytes) -> Iterator[OpenedDoor]:
     """Keep the door that *config* describes for as long as the block lasts. *secret*: the node's private key.
 
     Raises:
@@ -46,28 +44,24 @@ async def open_door(config: Config, secret: bytes) -> AsyncIterator[OpenedDoor]:
     """
     auth, http = config.auth, config.http
     reloaded: list[Reloaded] = []
-    # No redirects: keys come from where we were told, and from nowhere that place points to. No proxies by environment.
-    async with httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=10.0) as client:
-        keeper = _keeper(auth, secret, client, reloaded)
-        _warn(config, keeper is not None)
-        audit = AuditLog(Path(config.audit.path)) if config.audit.path else None
-        try:
-            if audit is not None:
-                reloaded.append(Reloaded((audit.path,), audit.reopen, watched=False))
-            requests = Allowances(http.requests_per_s, http.requests_burst) if http.requests_per_s else None
-            at_once = AtOnce(http.requests_at_once) if http.requests_at_once else None
-            door = None
-            if any(part is not None for part in (keeper, requests, at_once, audit)):
-                door = Door(
-                    keeper=keeper, requests=requests, at_once=at_once, audit=audit, audit_pulls=config.audit.pulls
-                )
-            yield OpenedDoor(door, tuple(reloaded))
-        finally:
-            if audit is not None:
-                audit.close()
+    keeper = _keeper(auth, secret, reloaded)
+    _warn(config, keeper is not None)
+    audit = AuditLog(Path(config.audit.path)) if config.audit.path else None
+    try:
+        if audit is not None:
+            reloaded.append(Reloaded((audit.path,), audit.reopen, watched=False))
+        requests = Allowances(http.requests_per_s, http.requests_burst) if http.requests_per_s else None
+        at_once = AtOnce(http.requests_at_once) if http.requests_at_once else None
+        door = None
+        if any(part is not None for part in (keeper, requests, at_once, audit)):
+            door = Door(keeper=keeper, requests=requests, at_once=at_once, audit=audit, audit_pulls=config.audit.pulls)
+        yield OpenedDoor(door, tuple(reloaded))
+    finally:
+        if audit is not None:
+            audit.close()
 
 
-def _keeper(auth: AuthConfig, secret: bytes, client: httpx.AsyncClient, reloaded: list[Reloaded]) -> Keeper | None:
+def _keeper(auth: AuthConfig, secret: bytes, reloaded: list[Reloaded]) -> Keeper | None:
     if not (auth.htpasswd or auth.issuers or auth.token_key):
         for key in ("rules", "groups", "admins", "anonymous_pull", "realm"):
             if getattr(auth, key):
@@ -87,7 +81,7 @@ def _keeper(auth: AuthConfig, secret: bytes, client: httpx.AsyncClient, reloaded
             )
             for one in auth.issuers
         ]
-        issuers = Issuers(settings, client)
+        issuers = Issuers(settings)
         if issuers.paths:
             reloaded.append(Reloaded(issuers.paths, issuers.reload))
     failures = None

@@ -209,7 +209,7 @@ class _Tape:
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = pieces
 
-    async def wait_readable(self) -> None:
+    async def wait_readable(self, at_least: int = 1) -> None:
         await trio.lowlevel.checkpoint()
 
     def read_into(self, buffer: memoryview) -> int | None:

@@ -1,0 +1,156 @@
+"""What was not delivered yet, of every endpoint: pushes, mounts and deletions on disk, pulls in memory.
+
+    notifications   number, endpoint, event: rows of the embedded database, taken away when they were delivered
+
+Pulls are many and nobody acts on a single one, so they cost no disk; what is told of them is what a restart leaves.
+Both are bounded: beyond `max_queued` the oldest goes, and is counted.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from ipfsreg.database import Database
+
+_STEPS = (
+    """
+    CREATE TABLE notifications (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        endpoint TEXT NOT NULL,
+        event BLOB NOT NULL
+    );
+    CREATE INDEX notifications_by_endpoint ON notifications (endpoint, number)
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some of what waits, the oldest first. Deliver it and say `delivered`."""
+
+    events: tuple[bytes, ...]
+    numbers: tuple[int, ...]
+    """Of those on disk."""
+    pulls: int
+    """How many are not."""
+
+
+@dataclass(slots=True)
+class Waiting:
+    """One endpoint's queue."""
+
+    max_queued: int
+    pulls: deque[bytes] = field(default_factory=deque)
+    on_disk: int = 0
+    dropped: int = 0
+    """Events that found no room, and will not be told."""
+    wake: trio.Event = field(default_factory=trio.Event)
+
+    def __len__(self) -> int:
+        return self.on_disk + len(self.pulls)
+
+
+class Queue:
+    """The queues of all endpoints."""
+
+    def __init__(self, database: Database, waiting: dict[str, Waiting]) -> None:
+        self._database = database
+        self.waiting: Mapping[str, Waiting] = waiting
+
+    @classmethod
+    async def open(cls, database: Database, rooms: Mapping[str, int]) -> Queue:
+        """The queues of endpoints, by name, each with room for so many. What waits for others is forgotten.
+
+        Raises:
+            StoreError.
+        """
+        await database.prepare("notifications", _STEPS)
+        rows = database.read("SELECT endpoint, count(*) FROM notifications GROUP BY endpoint").fetchall()
+        waiting = {name: Waiting(room) for name, room in rooms.items()}
+        gone = [(endpoint,) for endpoint, _ in rows if endpoint not in waiting]
+        for endpoint, count in rows:
+            if endpoint in waiting:
+                waiting[endpoint].on_disk = count
+        if gone:
+            await database.write(
+                lambda db: db.executemany("DELETE FROM notifications WHERE endpoint = ?", gone) and None
+            )
+        return cls(database, waiting)
+
+    async def put(self, events: Sequence[tuple[str, bytes]]) -> None:
+        """Keep *events*, each for an endpoint, in this order; on return they survive a power cut.
+
+        Raises:
+            StoreError: none was kept.
+        """
+
+        def work(db: sqlite3.Connection) -> dict[str, int]:
+            db.executemany("INSERT INTO notifications (endpoint, event) VALUES (?, ?)", events)
+            return {endpoint: self._make_room(db, endpoint) for endpoint in {endpoint for endpoint, _ in events}}
+
+        dropped = await self._database.write(work)
+        for endpoint, _ in events:
+            self.waiting[endpoint].on_disk += 1
+        for endpoint, count in dropped.items():
+            waiting = self.waiting[endpoint]
+            waiting.on_disk -= count
+            waiting.dropped += count
+            waiting.wake.set()
+
+    def _make_room(self, db: sqlite3.Connection, endpoint: str) -> int:
+        """Take away what is too much, the oldest; return how many. In the writer thread."""
+        (count,) = db.execute("SELECT count(*) FROM notifications WHERE endpoint = ?", (endpoint,)).fetchone()
+        excess: int = max(0, count - self.waiting[endpoint].max_queued)
+        if excess:
+            db.execute(
+                "DELETE FROM notifications WHERE number IN"
+                " (SELECT number FROM notifications WHERE endpoint = ? ORDER BY number LIMIT ?)",
+                (endpoint, excess),
+            )
+        return excess
+
+    def put_pull(self, endpoint: str, event: bytes) -> None:
+        """Keep *event* until it is delivered or the node stops."""
+        waiting = self.waiting[endpoint]
+        if len(waiting.pulls) >= waiting.max_queued:
+            waiting.pulls.popleft()
+            waiting.dropped += 1
+        waiting.pulls.append(event)
+        waiting.wake.set()
+
+    async def take(self, endpoint: str, limit: int) -> Batch:
+        """Wait until something is there; up to *limit* events, the durable ones first. Raises StoreError."""
+        waiting = self.waiting[endpoint]
+        while True:
+            waiting.wake = trio.Event()
+            rows = self._database.read(
+                "SELECT number, event FROM notifications WHERE endpoint = ? ORDER BY number LIMIT ?", (endpoint, limit)
+            ).fetchall()
+            if rows or waiting.pulls:
+                break
+            await waiting.wake.wait()
+        if len(rows) < limit:
+            waiting.on_disk = len(rows)
+        pulls = [waiting.pulls[i] for i in range(min(limit - len(rows), len(waiting.pulls)))]
+        return Batch(
+            tuple(bytes(event) for _, event in rows) + tuple(pulls), tuple(number for number, _ in rows), len(pulls)
+        )
+
+    async def delivered(self, endpoint: str, batch: Batch) -> None:
+        """Forget *batch*. Raises StoreError: then it is delivered again."""
+        waiting = self.waiting[endpoint]
+        for event in batch.events[len(batch.numbers) :]:
+            # Where it is not the oldest any more, too many came and it was dropped meanwhile.
+            if waiting.pulls and waiting.pulls[0] is event:
+                waiting.pulls.popleft()
+        if batch.numbers:
+            rows = [(number,) for number in batch.numbers]
+            gone = await self._database.write(
+                lambda db: db.executemany("DELETE FROM notifications WHERE number = ?", rows).rowcount
+            )
+            waiting.on_disk -= gone

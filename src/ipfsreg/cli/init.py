@@ -45,8 +45,27 @@ pubsub_topic = "ipfs-registry"
 trusted_peers = ["*"]
 
 [http]
-# Where docker, podman, containerd and skopeo reach the registry.
+# Where docker, podman, containerd and skopeo reach the registry. On loopback it needs no more. For a network:
+# a certificate, and passwords below. `http://` or `https://` before an address says which of the two it speaks.
 listen = [{http}]
+# tls_certificate = "/etc/ipfsreg/tls.crt"
+# tls_key = "/etc/ipfsreg/tls.key"
+
+# Without this section everybody who reaches the registry may push and delete.
+# [auth]
+# htpasswd = "/etc/ipfsreg/htpasswd"      # ipfsreg passwd FILE USER
+# anonymous_pull = true
+# admins = ["root"]
+
+# Who may do what: the first that fits a repository decides. None at all: whoever has logged in, everything.
+# [[auth.rules]]
+# repositories = "team-a/*"
+# pull = ["*"]
+# push = ["alice"]
+# delete = ["alice"]
+
+# [audit]
+# path = "/var/log/ipfsreg/audit.jsonl"
 """
 
 

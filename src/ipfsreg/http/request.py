@@ -77,6 +77,7 @@ class Request:
         "secure",
         "sees",
         "target",
+        "tried",
         "user",
     )
 
@@ -100,6 +101,8 @@ class Request:
         """Who sent it, as far as that was proved; empty: nobody we know."""
         self.how = ""
         """How that was proved."""
+        self.tried = ""
+        """Who its sender claimed to be and did not prove."""
         self.may_overwrite = True
         """Whether it may move a tag that there is."""
         self.sees: Callable[[str], bool] | None = None

@@ -546,6 +546,7 @@ async def test_who_did_what_is_written_down_and_no_secret_with_it(closed: Closed
     text = closed.audit.read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     told = [(line["event"], line.get("user"), line["status"], line.get("repository")) for line in lines]
+    assert [line["tried"] for line in lines if "tried" in line] == ["bob"]
     assert told == [
         ("login", "alice", 200, None),
         ("push blob", "alice", 201, "team/app"),
@@ -570,6 +571,23 @@ async def test_who_did_what_is_written_down_and_no_secret_with_it(closed: Closed
     assert "secret" not in text
     assert who["Authorization"][7:] not in text
     assert "Basic" not in text
+
+
+async def test_whoever_guesses_passwords_is_written_down_with_the_names_they_try(
+    closed: ClosedDoor, open_closed: OpenClosed
+) -> None:
+    async with open_closed() as server, connect_http(server.places[0]) as client:
+        await client.request("GET", "/token", basic("alice", "guess"))
+        form = {"grant_type": "password", "username": "root", "password": "guess"}
+        await client.request("POST", "/token", {}, urlencode(form).encode())
+        await client.request("GET", "/v2/", {"Authorization": "Basic %%%"})
+    lines = [json.loads(line) for line in closed.audit.read_text().splitlines()]
+    assert [(line["event"], line["status"], line.get("tried"), line.get("user")) for line in lines] == [
+        ("refused", 401, "alice", None),
+        ("refused", 401, "root", None),
+        ("refused", 401, None, None),
+    ]
+    assert "guess" not in closed.audit.read_text()
 
 
 async def test_pulls_are_written_down_where_they_are_asked_for(closed: ClosedDoor, open_closed: OpenClosed) -> None:

@@ -174,6 +174,14 @@ class Authenticator:
         return Caller(f"{issuer}:{claims.user}", "token", claims.grants, foreign=True), claims.expires_at
 
 
+def claimed_user(header: str) -> str:
+    """The user whom a Basic *header* names, whatever it proves; "" for none."""
+    try:
+        return _decode_basic(header[6:])[0] if header[:6].lower() == "basic " else ""
+    except Unauthorized:
+        return ""
+
+
 def _decode_basic(encoded: str) -> tuple[str, bytes]:
     try:
         user, _, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")

@@ -18,7 +18,7 @@ from ipfsreg.errors import Denied, TooManyRequests, Unauthorized
 from ipfsreg.http import paths
 from ipfsreg.http.door.access import CATALOG, CREATE, PULL, PUSH, Need, need_of
 from ipfsreg.http.door.audit import AuditLog
-from ipfsreg.http.door.authenticator import NOBODY, Authenticator, Caller
+from ipfsreg.http.door.authenticator import NOBODY, Authenticator, Caller, claimed_user
 from ipfsreg.http.door.limits import Allowances, AtOnce, client_of
 from ipfsreg.http.door.rules import ANONYMOUS, Rules
 from ipfsreg.http.door.token_endpoint import PATH, TokenEndpoint
@@ -108,9 +108,11 @@ class Door:
                 await self._limit(request, NOBODY)
             return action
         need = need_of(action)
+        header = request.headers.get("authorization")
         try:
-            caller = await keeper.authenticator.identify(request.headers.get("authorization"), request.peer)
+            caller = await keeper.authenticator.identify(header, request.peer)
         except Unauthorized as error:
+            request.tried = claimed_user(header or "")
             error.challenge = keeper.challenge.header(request, need, error.error)
             raise
         request.user = caller.user
@@ -177,7 +179,7 @@ class Door:
             event = "mount" if action.mount is not None else "push blob"
         if status in (401, 403, 429):
             # A client that has not said anything yet is only being asked.
-            event = "refused" if status != 401 or "authorization" in request.headers else None
+            event = "refused" if status != 401 or request.tried or "authorization" in request.headers else None
         elif action is None and request.path == PATH:
             event = "login" if request.user else None
         if event is None:
@@ -186,6 +188,7 @@ class Door:
             event,
             status=status,
             user=request.user,
+            tried=request.tried,
             how=request.how,
             peer=request.peer,
             method=request.method,

@@ -25,7 +25,7 @@ from ipfsreg.http.door.access import (
     Scope,
     parse_scopes,
 )
-from ipfsreg.http.door.authenticator import Authenticator, Caller
+from ipfsreg.http.door.authenticator import Authenticator, Caller, claimed_user
 from ipfsreg.http.door.rules import ANONYMOUS, Rules
 from ipfsreg.http.door.tokens import Tokens
 from ipfsreg.http.errors import error_body
@@ -64,16 +64,18 @@ class TokenEndpoint:
             try:
                 caller = await self._authenticator.identify(header or None, request.peer)
             except Unauthorized as error:
+                request.tried = claimed_user(header)
                 raise self._unauthorized(str(error)) from None
         elif request.method == "POST":
             fields = _parse((await request.body.read_all(MAX_FORM_BYTES)).decode("latin-1"))
             grant = _first(fields, "grant_type")
             if grant != "password":
                 return _oauth_error("unsupported_grant_type", f"grant_type {grant[:40]!r} is not offered")
-            password = _first(fields, "password").encode()
+            user, password = _first(fields, "username"), _first(fields, "password").encode()
             try:
-                caller = await self._authenticator.log_in(_first(fields, "username"), password, request.peer)
+                caller = await self._authenticator.log_in(user, password, request.peer)
             except Unauthorized as error:
+                request.tried = user
                 raise self._unauthorized(str(error)) from None
         else:
             return Response(405, (*_HEADERS, ("Allow", "GET, POST")), error_body("UNSUPPORTED", "GET or POST"))

@@ -34,7 +34,7 @@ from ipfsreg.errors import (
 from ipfsreg.ipld.builder import build
 from ipfsreg.ipld.cid import RAW, Cid
 from ipfsreg.oci.digest import Digest
-from ipfsreg.oci.names import RepositoryName, parse_repository, parse_tag
+from ipfsreg.oci.names import RepositoryName, Tag, parse_repository, parse_tag
 from ipfsreg.p2p.interface import PeerInfo
 from ipfsreg.registry import catalog
 from ipfsreg.registry.catalog import LinkRecord, ManifestRecord, MoveRecord
@@ -325,6 +325,38 @@ async def test_an_immutable_tag_is_set_once(tmp_path: Path) -> None:
             await alice.registry.roll_back(APP, v1, other.digest)
         assert (await alice.registry.stat_manifest(APP, v1)).digest == pushed.digest
         await push_image(alice.registry, APP, "latest", b"3")
+
+
+@pytest.mark.parametrize("why", ["the tag is immutable", "the pushers may only create"])
+async def test_of_many_who_set_a_tag_at_once_that_may_be_set_once_one_does(tmp_path: Path, why: str) -> None:
+    immutable = ("team/*:v*",) if why == "the tag is immutable" else ()
+    async with open_site(MemorySwarm(), "alice", tmp_path, immutable_tags=immutable) as alice:
+        await push_image(alice.registry, APP, "latest", b"layer")
+        v1 = parse_tag("v1")
+        outcomes: list[str] = []
+
+        async def push(number: int) -> None:
+            data = manifest_of(b'{"os":"linux"}', b"layer", annotations={"number": str(number)})
+            try:
+                pushed = await alice.registry.put_manifest(APP, v1, IMAGE, data, overwrite=bool(immutable))
+            except Denied:
+                outcomes.append("denied")
+            else:
+                outcomes.append(str(pushed.digest))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(push, number)
+        (winner,) = [outcome for outcome in outcomes if outcome != "denied"]
+        assert str((await alice.registry.stat_manifest(APP, v1)).digest) == winner
+        # And nothing stays behind of who was setting it.
+        with pytest.raises(Denied, match=f"is at {winner}|immutable"):
+            await push_later(alice, v1, overwrite=bool(immutable))
+
+
+async def push_later(alice: Site, tag: Tag, *, overwrite: bool) -> None:
+    data = manifest_of(b'{"os":"linux"}', b"layer", annotations={"number": "later"})
+    await alice.registry.put_manifest(APP, tag, IMAGE, data, overwrite=overwrite)
 
 
 async def test_deleting_a_tag_leaves_its_manifest(alice: Site) -> None:

@@ -7,7 +7,8 @@ referrers of its subject travel together, so no node ever sees a tag without wha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 from ipfsreg.blockstore.interface import BlobInfo, BlobStore
@@ -76,6 +77,7 @@ class Manifests:
         self._peer = peer
         self._immutable_tags = tuple(immutable_tags)
         self._last_us = 0
+        self._being_set: dict[tuple[RepositoryName, Tag], list[Digest]] = {}
         self._recent = RecentContent(RECENT_BYTES)
 
     def resolve(self, repository: RepositoryName, reference: Reference) -> tuple[Digest, ManifestRecord]:
@@ -191,10 +193,11 @@ class Manifests:
             # Again, and from here on without a pause: what it names may have been deleted meanwhile, its tags been set.
             self._check_tags(repository, tags, digest, overwrite=overwrite)
             records, links = self._reliance.states(repository, relied)
-            heads = await self._commit(
-                [self._record(repository, digest, info, manifest), *records, *links.values()],
-                self._rest(repository, digest, info, manifest, dict.fromkeys(tags)),
-            )
+            with self._setting(repository, tags, digest):
+                heads = await self._commit(
+                    [self._record(repository, digest, info, manifest), *records, *links.values()],
+                    self._rest(repository, digest, info, manifest, dict.fromkeys(tags)),
+                )
         if links:
             await self._links.drop_pending(repository, list(links))
         return ManifestPushed(digest, _subject_of(manifest), tuple(tags), heads)
@@ -202,10 +205,29 @@ class Manifests:
     def _check_tags(self, repository: RepositoryName, tags: Iterable[Tag], to: Digest, *, overwrite: bool) -> None:
         """Raises Denied: a tag may not be moved to *to*."""
         for tag in tags:
-            if self._move(repository, tag, to, self._last_us) and not overwrite:
-                before = self.tag_target(repository, tag)
-                if before is not None:
-                    raise Denied(f"{repository}:{tag} is at {before}, and you may not move a tag that there is")
+            moves = bool(self._move(repository, tag, to, self._last_us))
+            if overwrite and not self._is_immutable(repository, tag):
+                continue
+            before = self.tag_target(repository, tag)
+            if moves and before is not None:
+                raise Denied(f"{repository}:{tag} is at {before}, and you may not move a tag that there is")
+            # What is being written does not show yet, and comes before what we would write.
+            if any(other != to for other in self._being_set.get((repository, tag), ())):
+                raise Denied(f"{repository}:{tag} is being set by another push")
+
+    @contextmanager
+    def _setting(self, repository: RepositoryName, tags: Iterable[Tag], to: Digest) -> Iterator[None]:
+        """While the block lasts others know that *tags* will be moved to *to*."""
+        names = [(repository, tag) for tag in dict.fromkeys(tags)]
+        for name in names:
+            self._being_set.setdefault(name, []).append(to)
+        try:
+            yield
+        finally:
+            for name in names:
+                self._being_set[name].remove(to)
+                if not self._being_set[name]:
+                    del self._being_set[name]
 
     async def _commit(self, first: list[Change], rest: list[Change]) -> tuple[Cid, ...]:
         """Write *first* and *rest* as one delta. Where they do not fit into one block, *rest* comes last.

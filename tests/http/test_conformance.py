@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from ipfsreg.config import load_config
+from ipfsreg.http.door.opening import open_door
 from ipfsreg.http.server import Server
+from ipfsreg.http.tls import Tls
+from ipfsreg.testing.closed import make_closed_door
+from ipfsreg.testing.front_door import open_front_door
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
 
@@ -28,10 +33,31 @@ def suite() -> Path:
 async def test_the_suite_finds_no_failure(
     suite: Path, door: Server, tmp_path: Path, version: str, at_least: int
 ) -> None:
+    await run_suite(suite, tmp_path, version, at_least, {"OCI_REGISTRY": door.places[0], "OCI_TLS": "disabled"})
+
+
+@pytest.mark.parametrize("tokens", [True, False], ids=["tokens", "passwords"])
+async def test_the_suite_finds_no_failure_at_a_closed_door_over_tls(suite: Path, tmp_path: Path, tokens: bool) -> None:
+    closed = make_closed_door(tmp_path / "door")
+    values = {"IPFSREG_P2P_PROTECTOR_KEY": "ab" * 32, **closed.environment(tokens=tokens)}
+    config = load_config(None, values)
+    tls = Tls(Path(config.http.tls_certificate), Path(config.http.tls_key))
+    with open_door(config, b"the node's own key") as door:
+        async with open_front_door(tmp_path, door=door.door, tls=tls) as server:
+            environment = {
+                "OCI_REGISTRY": server.places[0],
+                "OCI_TLS": "enabled",
+                "SSL_CERT_FILE": str(closed.authority.certificate),
+                "OCI_USERNAME": "alice",
+                "OCI_PASSWORD": closed.users["alice"],
+            }
+            await run_suite(suite, tmp_path, "dev", 970, environment)
+
+
+async def run_suite(suite: Path, tmp_path: Path, version: str, at_least: int, where: dict[str, str]) -> None:
     environment = {
         **os.environ,
-        "OCI_REGISTRY": door.places[0],
-        "OCI_TLS": "disabled",
+        **where,
         "OCI_REPO1": "conformance/one",
         "OCI_REPO2": "conformance/two",
         "OCI_VERSION": version,

@@ -47,7 +47,7 @@ class HttpClient:
         if body is not None:
             fields.setdefault("Content-Length", str(len(body)))
         lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "\r\n"]
-        await self.send("\r\n".join(lines).encode() + (body or b""))
+        await self.send("\r\n".join(lines).encode("latin-1") + (body or b""))
         return await self.receive(is_head=method == "HEAD")
 
     async def receive(self, *, is_head: bool = False) -> Answer:

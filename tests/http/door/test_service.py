@@ -122,6 +122,8 @@ async def test_a_password_or_a_token_gets_past_the_ping(open_closed: OpenClosed)
         "Basic " + base64.b64encode(b"\xff\xfe:x").decode(),
         "Basic " + base64.b64encode(b":").decode(),
         "Basic %%%",
+        "Basic \xe9",
+        "Bearer \xe9.\xe9.\xe9",
         "Basic",
         "Bearer x.y.z",
         "Bearer",

@@ -8,7 +8,6 @@ header: neither passwords nor tokens stay in memory (docs/decisions/0083).
 from __future__ import annotations
 
 import base64
-import binascii
 import secrets
 import time
 from collections import OrderedDict
@@ -186,5 +185,5 @@ def _decode_basic(encoded: str) -> tuple[str, bytes]:
     try:
         user, _, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")
         return user.decode("utf-8"), password
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not ASCII, not base64, not UTF-8
         raise Unauthorized("the Authorization header holds no user name and password") from None

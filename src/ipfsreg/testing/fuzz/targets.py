@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ipfsreg.testing.fuzz import crdt_targets, data_targets, http_targets, peer_targets, wire_targets
+from ipfsreg.testing.fuzz import crdt_targets, data_targets, door_targets, http_targets, peer_targets, wire_targets
 from ipfsreg.testing.fuzz.harness import Target
 
-_ROOMS = (data_targets, crdt_targets, http_targets, wire_targets, peer_targets)
+_ROOMS = (data_targets, crdt_targets, http_targets, door_targets, wire_targets, peer_targets)
 
 TARGETS: dict[str, Target] = {target.name: target for room in _ROOMS for target in room.TARGETS}
 """By name."""

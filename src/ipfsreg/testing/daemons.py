@@ -116,14 +116,14 @@ class Daemon:
         with self._news:
             self._news.notify_all()
 
-    def wait_line(self, pattern: str, timeout_s: float = START_S) -> re.Match[str]:
-        """Wait for a line of the log in which *pattern* is found.
+    def wait_line(self, pattern: str, timeout_s: float = START_S, *, after: int = 0) -> re.Match[str]:
+        """Wait for a line of the log, not one of the first *after*, in which *pattern* is found.
 
         Raises:
             DaemonFailed: none came in time, or the process ended without it.
         """
         deadline = time.monotonic() + timeout_s
-        seen = 0
+        seen = after
         process = self.process
         assert process is not None
         with self._news:

@@ -25,7 +25,8 @@ from ipfsreg.p2p.identity import Identity
 from ipfsreg.p2p.interface import PeerInfo
 from ipfsreg.peer_id import PeerId
 from ipfsreg.pubsub.service import open_pubsub
-from ipfsreg.testing.go_replica import GoReplica, open_go_replica
+from ipfsreg.testing.go_replica import NEWEST, RELEASE, GoReplica, open_go_replica
+from ipfsreg.testing.peer_process import INSTALLED
 
 pytestmark = pytest.mark.interop
 
@@ -35,6 +36,15 @@ SETTLE_S = 60.0
 MERGE_S = 5.0
 
 private_too = pytest.mark.parametrize("psk", [None, KEY], ids=["public", "private"])
+
+
+PROGRAMS = [RELEASE, *([NEWEST] if (INSTALLED / NEWEST / "replica").exists() else [])]
+"""The release always; the newest commit where scripts/setup-go-replica was given a checkout of it."""
+
+
+@pytest.fixture(params=PROGRAMS)
+def program(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @dataclass(frozen=True)
@@ -102,10 +112,11 @@ async def open_ours(directory: Path, identity: Identity, psk: bytes | None) -> A
 class Swarm:
     """Replicas of both kinds, each connected to every other; they are closed, cut off and opened again."""
 
-    def __init__(self, nursery: trio.Nursery, directory: Path, psk: bytes | None) -> None:
+    def __init__(self, nursery: trio.Nursery, directory: Path, program: str, psk: bytes | None) -> None:
         self.replicas: dict[str, AnyReplica] = {}
         self._nursery = nursery
         self._directory = directory
+        self._program = program
         self._psk = psk
         self._identities: dict[str, Identity] = {}
         self._stopping: dict[str, tuple[trio.Event, trio.Event]] = {}
@@ -129,7 +140,7 @@ class Swarm:
 
     def _opened(self, name: str) -> AbstractAsyncContextManager[AnyReplica]:
         if name.startswith("go"):
-            return open_go_replica(self._directory / name, topic=TOPIC, psk=self._psk, name=name)
+            return open_go_replica(self._directory / name, topic=TOPIC, psk=self._psk, name=name, program=self._program)
         identity = self._identities.setdefault(name, Identity.generate())
         return open_ours(self._directory / name, identity, self._psk)
 
@@ -213,9 +224,9 @@ def _are_equal(told: Iterable[object]) -> bool:
 
 
 @asynccontextmanager
-async def open_swarm(directory: Path, *names: str, psk: bytes | None = None) -> AsyncIterator[Swarm]:
+async def open_swarm(directory: Path, program: str, *names: str, psk: bytes | None = None) -> AsyncIterator[Swarm]:
     async with trio.open_nursery() as nursery:
-        swarm = Swarm(nursery, directory, psk)
+        swarm = Swarm(nursery, directory, program, psk)
         for name in names:
             await swarm.start(name)
         yield swarm
@@ -223,9 +234,9 @@ async def open_swarm(directory: Path, *names: str, psk: bytes | None = None) -> 
 
 
 @private_too
-async def test_puts_deletes_and_batches_travel_both_ways(tmp_path: Path, psk: bytes | None) -> None:
+async def test_puts_deletes_and_batches_travel_both_ways(tmp_path: Path, program: str, psk: bytes | None) -> None:
     with trio.fail_after(110):
-        async with open_swarm(tmp_path, "alice", "go", psk=psk) as swarm:
+        async with open_swarm(tmp_path, program, "alice", "go", psk=psk) as swarm:
             alice, go = swarm.replicas["alice"], swarm.replicas["go"]
             await alice.commit([Put("/a", b"1")])
             await swarm.settle()
@@ -241,9 +252,9 @@ async def test_puts_deletes_and_batches_travel_both_ways(tmp_path: Path, psk: by
             assert alice.replica.status().quarantined == 0
 
 
-async def test_each_learns_what_the_other_wrote_before_they_met(tmp_path: Path) -> None:
+async def test_each_learns_what_the_other_wrote_before_they_met(tmp_path: Path, program: str) -> None:
     with trio.fail_after(110):
-        async with open_swarm(tmp_path, "alice") as swarm:
+        async with open_swarm(tmp_path, program, "alice") as swarm:
             alice = swarm.replicas["alice"]
             for number in range(50):
                 await alice.commit([Put(f"/alice/{number}", b"1"), Put("/both", b"%d" % number)])
@@ -259,9 +270,9 @@ async def test_each_learns_what_the_other_wrote_before_they_met(tmp_path: Path) 
             assert await bob.get("/both") == b"go 49"
 
 
-async def test_concurrent_writes_have_the_same_winner_everywhere(tmp_path: Path) -> None:
+async def test_concurrent_writes_have_the_same_winner_everywhere(tmp_path: Path, program: str) -> None:
     with trio.fail_after(110):
-        async with open_swarm(tmp_path, "alice", "go") as swarm:
+        async with open_swarm(tmp_path, program, "alice", "go") as swarm:
             alice, go = swarm.replicas["alice"], swarm.replicas["go"]
             await alice.commit([Put("/deleted", b"seen"), Put("/tie", b"0")])
             await swarm.settle()
@@ -286,12 +297,14 @@ async def write_some(replica: AnyReplica, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_random_histories_with_partitions_and_restarts_end_in_equal_state(tmp_path: Path, seed: int) -> None:
+async def test_random_histories_with_partitions_and_restarts_end_in_equal_state(
+    tmp_path: Path, program: str, seed: int
+) -> None:
     """Go replicas settle before they are cut off or killed: a walk of theirs that is interrupted loses data for good
     (reported to go-ds-crdt as number 279). Ours are closed in the middle of everything."""
     rng = Random(seed)
     with trio.fail_after(110):
-        async with open_swarm(tmp_path, "alice", "bob", "go-1", "go-2", psk=KEY) as swarm:
+        async with open_swarm(tmp_path, program, "alice", "bob", "go-1", "go-2", psk=KEY) as swarm:
             for turn in range(6):
                 trouble = ("none", "partition", "our restart", "their restart")[(turn + seed) % 4]
                 away = {"partition": {"go-2"}, "their restart": {"go-1"}, "our restart": {"bob"}}.get(trouble, set())

@@ -25,6 +25,9 @@ from ipfsreg.peer_id import PeerId
 from ipfsreg.testing.js_peer import dialable
 from ipfsreg.testing.peer_process import INSTALLED, PeerProcess, open_peer_process
 
+RELEASE, NEWEST = "go-replica", "go-replica-newest"
+"""What scripts/setup-go-replica builds: of the released go-ds-crdt, and of a checkout of it if it is given one."""
+
 REBROADCAST_S = 2.0
 """Its heads are said so often; go-ds-crdt's default is a minute, which no test can wait for."""
 
@@ -85,7 +88,13 @@ def _text(change: Change) -> str | None:
 
 @asynccontextmanager
 async def open_go_replica(
-    directory: Path, *, topic: str, psk: bytes | None = None, log: str = "error", name: str = "go"
+    directory: Path,
+    *,
+    topic: str,
+    psk: bytes | None = None,
+    log: str = "error",
+    name: str = "go",
+    program: str = RELEASE,
 ) -> AsyncIterator[GoReplica]:
     """Run a replica of *topic* on loopback, on what *directory* holds, for as long as the block lasts.
 
@@ -97,7 +106,7 @@ async def open_go_replica(
         "psk": format_swarm_key(psk).decode() if psk else None,
         "rebroadcast_s": REBROADCAST_S,
     }
-    command = [str(INSTALLED / "go-replica/replica"), str(directory), json.dumps(settings)]
+    command = [str(INSTALLED / program / "replica"), str(directory), json.dumps(settings)]
     async with open_peer_process(name, command, {"GOLOG_LOG_LEVEL": log}) as process:
         ready = process.events[0]
         yield GoReplica(process, PeerInfo(PeerId.parse(ready["peer"]), tuple(ready["addrs"])))

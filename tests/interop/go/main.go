@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -38,6 +39,8 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/net/conngater"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 )
+
+var cidText = regexp.MustCompile(`\bb[a-z2-7]{50,}\b`)
 
 type settings struct {
 	Topic        string  `json:"topic"`
@@ -211,7 +214,8 @@ func (r *replica) answer(ctx context.Context, asked call) (any, error) {
 	case "heads":
 		heads := []string{}
 		for _, head := range r.store.InternalStats(ctx).Heads {
-			heads = append(heads, head.String())
+			// A CID up to v0.6.8; afterwards a struct that has one in it.
+			heads = append(heads, cidText.FindString(fmt.Sprint(head)))
 		}
 		return heads, nil
 	case "connect":

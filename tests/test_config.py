@@ -61,7 +61,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ('[p2p]\nlisten = "x"', r"p2p\.listen = 'x': no such key; \[p2p\] has listen_addrs"),
-        ("[store]\n", "store.*no such section"),
+        ("[shop]\n", "shop.*no such section"),
         ("node = 3", r"write \[node\]"),
         ("[http]\nlisten = 5", r'http\.listen = 5: must be a list of texts, as \["127\.0\.0\.1:5000"\]'),
         ("[http]\nlisten = [5]", r"http\.listen\[0\] = 5: must be a list of texts"),
@@ -136,10 +136,12 @@ def test_every_key_can_come_from_the_environment(tmp_path: Path) -> None:
         "bootstrappers": f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}",
         "announce_addrs": "/ip4/1.1.1.1/tcp/1",
         "format": "json",
+        "upload_expiry_s": "60.5",
     }
     values |= {"listen_addrs": "/ip4/127.0.0.1/tcp/9", "trusted_peers": PEER, "listen": "127.0.0.1:1, [::1]:2"}
     values["writers"] = json.dumps([{"repositories": "team/*", "peers": [PEER]}])
     values |= {"token_s": "60", "realm": "https://registry.example/token", "rules": '[{"repositories": "*"}]'}
+    values["quotas"] = '[{"repositories": "team/*", "max_bytes": 1}]'
     values["groups"] = '[{"name": "team", "users": ["alice"]}]'
     values["issuers"] = '[{"issuer": "https://login.example", "jwks": "/keys.json"}]'
     values["endpoints"] = json.dumps([{"name": "ci", "url": "https://ci.example/"}])

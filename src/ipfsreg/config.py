@@ -100,15 +100,39 @@ class CrdtConfig(_Section, frozen=True):
     writers: tuple[WriterConfig, ...] = ()
 
 
+class QuotaConfig(_Section, frozen=True):
+    """`[[registry.quotas]]`: how much some repositories may hold together."""
+
+    repositories: str
+    """A pattern: `*` stands for any text, slashes too."""
+    max_bytes: int
+
+
 class RegistryConfig(_Section, frozen=True):
     """`[registry]`: repositories and tags."""
 
     immutable_tags: tuple[str, ...] = ()
     """Patterns of `repository:tag`; such a tag is set once."""
+    quotas: tuple[QuotaConfig, ...] = ()
     fetch_pushed: bool = True
     """Before a manifest push is answered, fetch what it names and this node lacks."""
     wait_heads_s: float = 10.0
     """Seconds that a read waits for the writes it says it has seen elsewhere (`Ipfsreg-Heads`)."""
+
+
+class StoreConfig(_Section, frozen=True):
+    """`[store]`: how much this node takes."""
+
+    reserve_bytes: int = 256 * 1024 * 1024
+    """Bytes that are kept free on the disk, of a small one a twentieth at most."""
+    max_bytes: int = 0
+    """Bytes of all blobs; 0: what the disk holds."""
+    max_uploads: int = 10_000
+    """Uploads that may be unfinished at a time; 0: any number."""
+    max_upload_bytes: int = 0
+    """Bytes of unfinished uploads; 0: any number."""
+    upload_expiry_s: float = 86400.0
+    """Seconds after the last byte of an upload until it is thrown away."""
 
 
 class GcConfig(_Section, frozen=True):
@@ -273,6 +297,7 @@ class Config(_Section, frozen=True):
     p2p: P2pConfig = P2pConfig()
     crdt: CrdtConfig = CrdtConfig()
     registry: RegistryConfig = RegistryConfig()
+    store: StoreConfig = StoreConfig()
     gc: GcConfig = GcConfig()
     http: HttpConfig = HttpConfig()
     auth: AuthConfig = AuthConfig()
@@ -395,6 +420,7 @@ def _holds_tables(kind: Any) -> bool:
 _TABLES = {
     WriterConfig: '[[crdt.writers]] with repositories = "team/*", peers = ["12D3KooW…"] and perhaps '
     'former = [{peer = "12D3KooW…", heads = ["bafy…"]}]',
+    QuotaConfig: '[[registry.quotas]] with repositories = "team-a/*" and max_bytes = 100000000000',
     GroupConfig: '[[auth.groups]] with name = "team-a" and users = ["alice", "bob"]',
     RuleConfig: '[[auth.rules]] with repositories = "team-a/*" and any of pull = ["*"], push = ["@team-a"], '
     'create = ["ci"], delete = ["alice"]',
@@ -467,6 +493,14 @@ def _check(config: Config) -> None:
         value = getattr(config.fetch, key)
         if not 0 < value <= 86400:
             raise ConfigError(f"fetch.{key}", value, "seconds above 0 and at most 86400")
+    for quota in config.registry.quotas:
+        if quota.max_bytes < 0:
+            raise ConfigError("registry.quotas.max_bytes", quota.max_bytes, "a whole number of bytes from 0 on")
+    for key in ("reserve_bytes", "max_bytes", "max_uploads", "max_upload_bytes"):
+        if not 0 <= getattr(config.store, key) < 1 << 60:
+            raise ConfigError(f"store.{key}", getattr(config.store, key), "a whole number from 0 on")
+    if not 60 <= config.store.upload_expiry_s <= 31_536_000:
+        raise ConfigError("store.upload_expiry_s", config.store.upload_expiry_s, "seconds from 60 to 31536000, a year")
     for key in ("interval_s", "grace_s", "blob_grace_s"):
         value = getattr(config.gc, key)
         if not 0 <= value <= 31_536_000:

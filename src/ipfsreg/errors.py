@@ -175,6 +175,10 @@ class Denied(RegistryError):
     """Known, but not allowed."""
 
 
+class QuotaExceeded(Denied):
+    """The repositories of a quota would hold more than they may."""
+
+
 class TooManyRequests(RegistryError):
     """A client asked for more than it may in this time."""
 

@@ -27,6 +27,7 @@ from ipfsreg.bitswap.service import Bitswap, open_bitswap
 from ipfsreg.bitswap.settings import BitswapSettings
 from ipfsreg.blockstore.blobs import DiskBlobStore
 from ipfsreg.blockstore.index import ARRIVING
+from ipfsreg.blockstore.room import StoreLimits
 from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.config import Config
 from ipfsreg.crdt.census import count_names
@@ -63,6 +64,7 @@ from ipfsreg.pubsub.service import JoinedTopic, open_pubsub
 from ipfsreg.registry.catalog import BLOB_MARKS, ROOT, repository_of
 from ipfsreg.registry.gc import GcSettings, Item, Report
 from ipfsreg.registry.history import Move, format_time
+from ipfsreg.registry.quota import Quota
 from ipfsreg.registry.service import LocalRegistry, RegistrySettings, derive_upload_secret, open_registry
 
 logger = logging.getLogger(__name__)
@@ -353,6 +355,15 @@ def _peer_infos(multiaddrs: tuple[str, ...]) -> list[PeerInfo]:
     return [PeerInfo(peer, tuple(known)) for peer, known in addrs.items()]
 
 
+def _store_limits(config: Config) -> StoreLimits:
+    return StoreLimits(
+        reserve_bytes=config.store.reserve_bytes,
+        max_bytes=config.store.max_bytes,
+        max_uploads=config.store.max_uploads,
+        max_upload_bytes=config.store.max_upload_bytes,
+    )
+
+
 def _replica_settings(config: Config, ourselves: PeerId) -> ReplicaSettings:
     trusted = _trusted_peers(config, ourselves)
     return ReplicaSettings(
@@ -448,7 +459,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         front_door = stack.enter_context(open_door(config, identity.to_protobuf()))
         replica_settings = _replica_settings(config, identity.peer_id)
         database = await stack.enter_async_context(open_database(directory / "node.db"))
-        store, blobs = await stack.enter_async_context(open_blobstore(directory, database))
+        store, blobs = await stack.enter_async_context(open_blobstore(directory, database, _store_limits(config)))
         parts.database, parts.blobs = database, blobs
         parts.access_log = await stack.enter_async_context(_open_access_log(config))
         health = await stack.enter_async_context(open_health(parts))
@@ -492,6 +503,8 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
                     give_up_s=config.fetch.give_up_s,
                     finish_without_client=config.fetch.finish_without_client,
                     fetch_pushed=config.registry.fetch_pushed,
+                    upload_expiry_s=config.store.upload_expiry_s,
+                    quotas=tuple(Quota(one.repositories, one.max_bytes) for one in config.registry.quotas),
                     gc=GcSettings(
                         interval_s=config.gc.interval_s,
                         grace_s=config.gc.grace_s,

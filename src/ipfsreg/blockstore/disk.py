@@ -130,6 +130,12 @@ class Disk:
             algorithm, _, digits = path.name.partition("-")
             yield path, _digest_of(algorithm, digits)
 
+    def space(self) -> tuple[int, int]:
+        """Bytes that an unprivileged process can still write, and bytes that the file system can hold."""
+        with naming_errors():
+            status = os.statvfs(self.directory)
+        return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
     def free_bytes(self) -> int:
         """What an unprivileged process can still write."""
         return self.room()[0]

@@ -147,6 +147,11 @@ class Index:
                 return
             last = rows[-1][0]
 
+    async def whole_bytes(self) -> int:
+        """Bytes of all whole blobs. Reads every row, in the writer's thread."""
+        sql = "SELECT total(size) FROM blobs WHERE state > 0"
+        return await self._database.write(lambda db: int(db.execute(sql).fetchone()[0]))
+
     def small_size(self, multihash: bytes) -> int | None:
         """Length of a small block."""
         row = self._database.read("SELECT length(data) FROM small_blocks WHERE hash = ?", (multihash,)).fetchone()

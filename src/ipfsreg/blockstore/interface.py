@@ -100,6 +100,14 @@ class BlobUpload(Protocol):
     def offset(self) -> int:
         """Bytes taken so far."""
 
+    def expect(self, size: int) -> None:
+        """So many bytes will be written now; others are not promised this room meanwhile. 0: no more of them come.
+
+        Raises:
+            StoreFull: they do not fit.
+            TooManyRequests: too many bytes are unfinished.
+        """
+
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append *data*. Returns when the buffer is the caller's again; waits while the disk is behind.
 
@@ -209,7 +217,11 @@ class BlobStore(Protocol):
         """
 
     async def create_upload(self, algorithm: str = "sha256") -> BlobUpload:
-        """Begin an upload. *algorithm* is that of the digest expected at `commit`; another one costs a second pass."""
+        """Begin an upload. *algorithm* is that of the digest expected at `commit`; another one costs a second pass.
+
+        Raises:
+            StoreFull, TooManyRequests: too many are unfinished.
+        """
 
     async def resume_upload(self, upload_id: str) -> BlobUpload:
         """An upload begun before, also before a restart, at the offset its bytes have. Raises UploadUnknown."""

@@ -136,6 +136,9 @@ class MemoryUpload:
         if self._store._uploads.get(self.id) is not self:
             raise UploadUnknown(f"upload {self.id} is over")
 
+    def expect(self, size: int) -> None:
+        self._check_open()
+
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         self._check_open()
         await trio.lowlevel.checkpoint()

@@ -35,7 +35,6 @@ from ipfsreg.errors import (
     MalformedData,
     StoreDamaged,
     StoreError,
-    StoreFull,
 )
 from ipfsreg.ipld.block import Block
 from ipfsreg.ipld.cid import DAG_PB, RAW, Cid
@@ -400,6 +399,7 @@ class PartialBook:
         self._living: weakref.WeakSet[DiskPartial] = weakref.WeakSet()
         """Those with an open file: also what is published or thrown away, as long as somebody reads it."""
         self._turns: Turns[Digest] = Turns()
+        shelf.room.arriving = lambda: sum(partial.missing_bytes for partial in self._open.values())
 
     async def open(self, info: BlobInfo) -> DiskPartial:
         """Begin or take up again. Raises StoreFull, StoreError, DigestMismatch."""
@@ -436,13 +436,11 @@ class PartialBook:
 
     def _check_room(self, partial: DiskPartial) -> None:
         """Refuse what will not fit beside all that is arriving already, before anything is fetched."""
-        promised = sum(other.missing_bytes for other in self._open.values())
         try:
             held = partial.path.stat().st_blocks * 512
         except OSError:
             held = 0
-        if promised + partial.size > self._shelf.disk.free_bytes() + held:
-            raise StoreFull(f"no room left on the disk of the store for {partial.size} bytes of {partial.digest}")
+        self._shelf.room.check_arrival(partial.size - held)
 
     def is_over(self, partial: DiskPartial) -> None:
         """It is published or thrown away."""

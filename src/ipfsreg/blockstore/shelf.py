@@ -32,6 +32,7 @@ from ipfsreg.blockstore.hashing import Follower, Hasher
 from ipfsreg.blockstore.index import FILE, INLINE, Index
 from ipfsreg.blockstore.interface import BlobInfo
 from ipfsreg.blockstore.outline import Leaf
+from ipfsreg.blockstore.room import Room
 from ipfsreg.blockstore.waiting import Turns
 from ipfsreg.errors import StoreError
 from ipfsreg.ipld.block import Block
@@ -46,8 +47,9 @@ STRAY_FILES = 64
 class Shelf:
     """Shared by everything in the store that begins or ends a blob."""
 
-    def __init__(self, disk: Disk, index: Index, nursery: trio.Nursery) -> None:
+    def __init__(self, disk: Disk, index: Index, room: Room, nursery: trio.Nursery) -> None:
         self.disk = disk
+        self.room = room
         self.index = index
         self.feed = ArrivalFeed()
         self.checked = Checked()
@@ -55,6 +57,8 @@ class Shelf:
         self._nursery = nursery
         self._hash_threads = trio.CapacityLimiter(max(2, os.cpu_count() or 1))
         self._turns: Turns[Digest] = Turns()
+        self.leaving: set[str] = set()
+        """Uploads that are published, and whose files are still to be removed."""
         self._placing: set[Digest] = set()
         self._materialized: set[Digest] = set()
 

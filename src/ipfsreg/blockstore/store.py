@@ -13,13 +13,16 @@ from ipfsreg.blockstore.blocks import DiskBlockstore
 from ipfsreg.blockstore.disk import Disk
 from ipfsreg.blockstore.index import Index
 from ipfsreg.blockstore.partial import PartialBook
+from ipfsreg.blockstore.room import Room, StoreLimits
 from ipfsreg.blockstore.shelf import Shelf
 from ipfsreg.blockstore.uploads import UploadBook
 from ipfsreg.database import Database
 
 
 @asynccontextmanager
-async def open_blobstore(directory: Path, database: Database) -> AsyncIterator[tuple[DiskBlockstore, DiskBlobStore]]:
+async def open_blobstore(
+    directory: Path, database: Database, limits: StoreLimits | None = None
+) -> AsyncIterator[tuple[DiskBlockstore, DiskBlobStore]]:
     """Open or create the store in *directory*, for as long as the block lasts. One process at a time.
 
     What an interrupted run left behind is cleaned up beside the first requests, and never keeps the store from opening.
@@ -29,9 +32,11 @@ async def open_blobstore(directory: Path, database: Database) -> AsyncIterator[t
     """
     disk = Disk(directory)
     await trio.to_thread.run_sync(disk.prepare)
+    room = Room(disk, limits or StoreLimits())
+    await trio.to_thread.run_sync(room.load)
     index = await Index.open(database)
     async with trio.open_nursery() as nursery:
-        shelf = Shelf(disk, index, nursery)
+        shelf = Shelf(disk, index, room, nursery)
         partials = PartialBook(shelf)
         shelf.spawn(shelf.sweep)
         try:

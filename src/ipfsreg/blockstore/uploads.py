@@ -55,16 +55,22 @@ class DiskUpload:
         self._layout: Layout | None = None
         self._follower.extend(offset)
 
+    def expect(self, size: int) -> None:
+        self._check_open()
+        self._shelf.room.promise(self.id, size)
+
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         self._check_open()
         await self._follower.wait_behind(MAX_BEHIND_BYTES)
         size = memoryview(data).nbytes
+        self._shelf.room.check_upload(self.id, size)
         self.busy = True
         try:
             await trio.to_thread.run_sync(_append, self._path, data, self.offset)
         finally:
             self.busy = False
         self.offset += size
+        self._shelf.room.took(self.id, self.offset, size)
         self._follower.extend(self.offset)
 
     async def commit(self, digest: Digest) -> BlobInfo:
@@ -77,6 +83,7 @@ class DiskUpload:
                 info = await self._commit_file(digest)
         finally:
             self.busy = False
+        self._shelf.room.published(info.size)
         self._end()
         return info
 
@@ -88,8 +95,15 @@ class DiskUpload:
         block = Block.of(data)
         info = await self._shelf.publish_inline(BlobInfo(digest, len(data), block.cid), block)
         # Published already: the answer need not wait for this, and what a crash leaves here expires.
-        self._shelf.spawn(partial(self._shelf.remove_file, self._path))
+        self._shelf.leaving.add(self.id)
+        self._shelf.spawn(self._leave)
         return info
+
+    async def _leave(self) -> None:
+        try:
+            await self._shelf.remove_file(self._path)
+        finally:
+            self._shelf.leaving.discard(self.id)
 
     async def _commit_file(self, digest: Digest) -> BlobInfo:
         await self._follower.finish(self.offset)
@@ -133,15 +147,24 @@ class UploadBook:
         return len(self._open)
 
     async def create(self, algorithm: str) -> DiskUpload:
-        """Begin one. Raises StoreFull."""
+        """Begin one. Raises StoreFull, TooManyRequests."""
         upload_id = secrets.token_hex(16)
-        with naming_errors():
-            await trio.to_thread.run_sync(partial((self._shelf.disk.uploads / upload_id).touch, exist_ok=False))
+        room = self._shelf.room
+        if room.is_due():
+            room.counted(await self._shelf.index.whole_bytes())
+        room.check_upload(upload_id, 0)
+        room.took(upload_id, 0, 0)
+        try:
+            with naming_errors():
+                await trio.to_thread.run_sync(partial((self._shelf.disk.uploads / upload_id).touch, exist_ok=False))
+        except BaseException:  # cancelled too: nobody knows of it, and what may be left of it expires
+            room.forget(upload_id)
+            raise
         return self._add(upload_id, 0, algorithm)
 
     async def resume(self, upload_id: str) -> DiskUpload:
         """Find one. Raises UploadUnknown."""
-        if not _ID.fullmatch(upload_id):
+        if not _ID.fullmatch(upload_id) or upload_id in self._shelf.leaving:
             raise UploadUnknown(f"no upload {upload_id[:100]!r}")
         if upload_id not in self._open:
             path = self._shelf.disk.uploads / upload_id
@@ -157,11 +180,13 @@ class UploadBook:
 
     def _add(self, upload_id: str, offset: int, algorithm: str) -> DiskUpload:
         upload = DiskUpload(upload_id, offset, algorithm, self._shelf, self._forget)
+        self._shelf.room.took(upload_id, offset, 0)
         self._open[upload_id] = upload
         return upload
 
     def _forget(self, upload: DiskUpload) -> None:
         self._open.pop(upload.id, None)
+        self._shelf.room.forget(upload.id)
 
     async def expire(self, older_than_s: float) -> int:
         """Throw away those that nobody has written to for *older_than_s* seconds; return how many."""
@@ -175,6 +200,7 @@ class UploadBook:
             upload = self._open.get(upload_id)
             if upload is None:
                 await trio.to_thread.run_sync(self._shelf.disk.remove, self._shelf.disk.uploads / upload_id)
+                self._shelf.room.forget(upload_id)
             elif not upload.busy:
                 await upload.abort()
             else:

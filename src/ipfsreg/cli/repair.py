@@ -28,6 +28,7 @@ from ipfsreg.blockstore.disk import Disk, sync_directory
 from ipfsreg.blockstore.hashing import digest_of_file
 from ipfsreg.blockstore.index import FILE, INLINE, Index, put_blocks_in
 from ipfsreg.blockstore.interface import BlobInfo
+from ipfsreg.blockstore.room import Room, StoreLimits
 from ipfsreg.blockstore.shelf import Shelf
 from ipfsreg.blockstore.uploads import UploadBook
 from ipfsreg.crdt import state
@@ -162,7 +163,7 @@ async def repair(directory: Path, ourselves: PeerId) -> Repaired:
 async def _open_shelf(disk: Disk, index: Index) -> AsyncIterator[tuple[Shelf, UploadBook]]:
     async with trio.open_nursery() as nursery:
         # No sweep: it would take files that the new database does not know yet for leftovers.
-        shelf = Shelf(disk, index, nursery)
+        shelf = Shelf(disk, index, Room(disk, StoreLimits()), nursery)
         yield shelf, UploadBook(shelf)
         nursery.cancel_scope.cancel()
 

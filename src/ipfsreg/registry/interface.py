@@ -83,6 +83,13 @@ class UploadSession(Protocol):
     def offset(self) -> int:
         """Bytes taken so far."""
 
+    def expect(self, size: int | None) -> None:
+        """A body of *size* bytes is about to come; None: it does not say. To be called before it is taken.
+
+        Raises:
+            StoreFull, TooManyRequests, QuotaExceeded: it would not be.
+        """
+
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append. Raises StoreFull. Cancelled: *data* counts wholly or not at all."""
 

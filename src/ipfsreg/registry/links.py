@@ -82,6 +82,11 @@ class Links:
         rows = self._database.read("SELECT repository, digest, since FROM pending_links")
         return [(RepositoryName(repository), Digest.parse(digest), since) for repository, digest, since in rows]
 
+    def pending_sizes(self) -> list[tuple[RepositoryName, Digest, int]]:
+        """Each pending link: repository, blob, bytes."""
+        rows = self._database.read("SELECT repository, digest, size FROM pending_links")
+        return [(RepositoryName(repository), Digest.parse(digest), size) for repository, digest, size in rows]
+
     async def expire_pending(self, repository: RepositoryName, digest: Digest, since: int) -> bool:
         """Forget a pending link, unless it was made anew after *since*; return whether it was forgotten."""
 

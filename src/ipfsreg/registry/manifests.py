@@ -34,6 +34,7 @@ from ipfsreg.registry.interface import ManifestContent, ManifestPushed, Manifest
 from ipfsreg.registry.links import Links
 from ipfsreg.registry.local import LocalBlobs
 from ipfsreg.registry.providing import Providing
+from ipfsreg.registry.quota import Quotas
 from ipfsreg.registry.recent import RecentContent
 from ipfsreg.registry.records import Records
 from ipfsreg.registry.reliance import Reliance, Relied, load_manifest, parse_pushed
@@ -62,6 +63,7 @@ class Manifests:
         providing: Providing,
         reliance: Reliance,
         holds: Holds,
+        quotas: Quotas,
         peer: PeerId,
         immutable_tags: Sequence[str] = (),
     ) -> None:
@@ -74,6 +76,7 @@ class Manifests:
         self._providing = providing
         self._reliance = reliance
         self._holds = holds
+        self._quotas = quotas
         self._peer = peer
         self._immutable_tags = tuple(immutable_tags)
         self._last_us = 0
@@ -184,6 +187,8 @@ class Manifests:
         # What is denied or lacking is answered before anything is stored.
         self._reliance.states(repository, Relied(manifest, {}))
         self._check_tags(repository, tags, digest, overwrite=overwrite)
+        await self._quotas.wait_ready()
+        self._quotas.check(repository, len(data), digest)
         with self._holds.hold(digest):
             info = await self._blobs.put_whole(data, digest)
             self._providing.add(info.root)

@@ -44,14 +44,12 @@ from ipfsreg.registry.links import Links
 from ipfsreg.registry.local import LocalBlobs
 from ipfsreg.registry.manifests import Manifests
 from ipfsreg.registry.providing import Providing
+from ipfsreg.registry.quota import Quota, Quotas
 from ipfsreg.registry.records import Records
 from ipfsreg.registry.reliance import Reliance
 from ipfsreg.registry.uploads import Upload, Uploads
 
 logger = logging.getLogger(__name__)
-
-UPLOADS_EXPIRE_S = 24 * 3600.0
-"""An upload that nobody has written to for a day goes, with its bytes."""
 
 PARTIALS_EXPIRE_S = 7 * 24 * 3600.0
 """What has arrived of a blob is kept for a week for whoever pulls it again."""
@@ -72,8 +70,11 @@ class RegistrySettings:
     """Go on with a fetch when its last reader has gone."""
     wait_heads_s: float = 10.0
     """How long a request waits for heads that it says it has seen elsewhere."""
+    upload_expiry_s: float = 24 * 3600.0
+    """After its last byte an upload goes."""
     fetch_pushed: bool = True
     """Before a manifest push is answered, fetch what it names and this node lacks."""
+    quotas: tuple[Quota, ...] = ()
     gc: GcSettings = field(default_factory=GcSettings)
     immutable_tags: tuple[str, ...] = ()
     """Patterns of `repository:tag`: such a tag is set once and neither moved nor deleted through this node."""
@@ -94,6 +95,7 @@ class LocalRegistry:
         blobs: BlobStore,
         holds: Holds,
         collector: Collector,
+        quotas: Quotas,
         wait_heads_s: float,
     ) -> None:
         self._names = names
@@ -107,6 +109,7 @@ class LocalRegistry:
         self._blobs = blobs
         self._holds = holds
         self.collector = collector
+        self._quotas = quotas
 
     # ------------------------------------------------------------------ blobs
 
@@ -142,6 +145,8 @@ class LocalRegistry:
         link = self._link(source, digest)
         if self._holds.is_doubted(digest) and self._blobs.stat(digest) is None:
             raise BlobUnknown(f"blob {digest} of {source} is with no peer in reach: push it here")
+        await self._quotas.wait_ready()
+        self._quotas.check(repository, link.size, digest)
         if self._links.replicated(repository, digest) is None:
             await self._links.add_pending(repository, digest, link)
         return BlobStat(digest, link.size, link.root)
@@ -155,7 +160,7 @@ class LocalRegistry:
         return await self._uploads.resume(repository, upload_id, owner)
 
     def release_upload(self, session: UploadSession) -> None:
-        self._uploads.release(session.id)
+        self._uploads.release(session)
 
     # -------------------------------------------------------------- manifests
 
@@ -271,6 +276,7 @@ async def open_registry(
         records = Records(names)
         holds = Holds()
         links = await Links.open(database, records, holds)
+        quotas = Quotas(names, links, settings.quotas)
         providing = Providing(routing)
         local = LocalBlobs(nursery, blobs)
         fetches = Fetches(nursery, blobs, local, bitswap, providing, settings.give_up_s, settings.finish_without_client)
@@ -285,21 +291,34 @@ async def open_registry(
             providing,
             reliance,
             holds,
+            quotas,
             peer,
             settings.immutable_tags,
         )
-        uploads = Uploads(blobs, local, links, providing, holds, upload_secret)
+        uploads = Uploads(blobs, local, links, providing, holds, quotas, upload_secret)
         collector = Collector(
             database, names, records, blobs, links, local, holds, providing, settings.gc, has_caught_up
         )
         await collector.prepare()
         registry = LocalRegistry(
-            names, records, local, links, uploads, manifests, fetches, blobs, holds, collector, settings.wait_heads_s
+            names,
+            records,
+            local,
+            links,
+            uploads,
+            manifests,
+            fetches,
+            blobs,
+            holds,
+            collector,
+            quotas,
+            settings.wait_heads_s,
         )
         for task in (
-            partial(_expire, blobs),
+            partial(_expire, blobs, settings.upload_expiry_s),
             partial(providing.run, blobs),
             partial(follow_manifests, names, blobs, fetches),
+            quotas.run,
             partial(collector.run, Random()),  # noqa: S311 (spreads work, guards nothing)
         ):
             nursery.start_soon(_keep_going, task)
@@ -319,8 +338,8 @@ async def _keep_going(task: Callable[[], Awaitable[None]]) -> None:
             return
 
 
-async def _expire(blobs: BlobStore) -> None:
+async def _expire(blobs: BlobStore, upload_expiry_s: float) -> None:
     while True:
-        await blobs.expire_uploads(UPLOADS_EXPIRE_S)
+        await blobs.expire_uploads(upload_expiry_s)
         await blobs.expire_partials(PARTIALS_EXPIRE_S)
-        await trio.sleep(EXPIRY_INTERVAL_S)
+        await trio.sleep(min(EXPIRY_INTERVAL_S, upload_expiry_s))

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ipfsreg.blockstore.interface import BlobInfo, BlobStore, BlobUpload
-from ipfsreg.errors import UploadInvalid, UploadUnknown
+from ipfsreg.errors import QuotaExceeded, UploadInvalid, UploadUnknown
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName
 from ipfsreg.registry.holds import Holds
-from ipfsreg.registry.interface import BlobStat
+from ipfsreg.registry.interface import BlobStat, UploadSession
 from ipfsreg.registry.links import Links, link_of
 from ipfsreg.registry.local import LocalBlobs
 from ipfsreg.registry.providing import Providing
+from ipfsreg.registry.quota import Quotas
 
 _SEAL_DIGITS = 32
 
@@ -38,10 +40,25 @@ class Upload:
     def offset(self) -> int:
         return self._bytes.offset
 
+    def expect(self, size: int | None) -> None:
+        self._count(size or 0)
+        self._bytes.expect(size or 0)
+
+    def _count(self, more: int) -> None:
+        """Raises QuotaExceeded."""
+        quotas = self._uploads.quotas
+        quotas.coming(self.id, self.repository, self.offset)
+        quotas.check(self.repository, more)
+        quotas.coming(self.id, self.repository, self.offset + more)
+
     async def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._uploads.quotas.of(self.id) < self.offset + memoryview(data).nbytes:
+            self._count(memoryview(data).nbytes)
         await self._bytes.write(data)
 
     async def finish(self, digest: Digest) -> BlobStat:
+        self._uploads.quotas.came(self.id)
+        self._uploads.quotas.check(self.repository, self.offset, digest)
         with self._uploads.holds.hold(digest):
             info = await self._bytes.commit(digest)
             await self._uploads.publish(self.repository, info)
@@ -55,7 +72,14 @@ class Uploads:
     """All of them."""
 
     def __init__(
-        self, blobs: BlobStore, local: LocalBlobs, links: Links, providing: Providing, holds: Holds, secret: bytes
+        self,
+        blobs: BlobStore,
+        local: LocalBlobs,
+        links: Links,
+        providing: Providing,
+        holds: Holds,
+        quotas: Quotas,
+        secret: bytes,
     ) -> None:
         """*secret*: 32 bytes that stay the same across restarts and leave this node never."""
         self._blobs = blobs
@@ -63,11 +87,14 @@ class Uploads:
         self._links = links
         self._providing = providing
         self.holds = holds
+        self.quotas = quotas
         self._secret = secret
         self._held: set[str] = set()
 
     async def start(self, repository: RepositoryName, algorithm: str, owner: str) -> Upload:
-        """Begin a push; the caller holds it until `release`."""
+        """Begin a push; the caller holds it until `release`. Raises QuotaExceeded, StoreFull, TooManyRequests."""
+        await self.quotas.wait_ready()
+        self.quotas.check(repository, 1)
         received = await self._blobs.create_upload(algorithm)
         upload = Upload(f"{received.id}.{self._seal(received.id, repository, owner)}", repository, received, self)
         self._held.add(upload.id)
@@ -88,9 +115,12 @@ class Uploads:
             raise
         return Upload(upload_id, repository, received, self)
 
-    def release(self, upload_id: str) -> None:
-        """The request that held it is over."""
-        self._held.discard(upload_id)
+    def release(self, upload: UploadSession) -> None:
+        """The request that held it is over: nothing more comes by it."""
+        with suppress(UploadUnknown, QuotaExceeded):  # it is over itself, or was refused
+            upload.expect(None)
+        self.quotas.came(upload.id)
+        self._held.discard(upload.id)
 
     async def publish(self, repository: RepositoryName, info: BlobInfo) -> None:
         """Let *repository* serve a blob that has just become whole in the store."""

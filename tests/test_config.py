@@ -99,6 +99,10 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("[node]\nunready_s = -1", "node.unready_s = -1.0: seconds from 0 to 3600"),
         ('[access_log]\nformat = "xml"', "access_log.format = 'xml': must be one of text, combined, json, off"),
         ('[access_log]\npath = "a\\u0000b"', "the path of a file"),
+        ("[tracing]\nsample_ratio = 2", "tracing.sample_ratio = 2.0: a number from 0 to 1"),
+        ('[tracing]\nendpoint = "127.0.0.1:4318"', r"tracing.endpoint = '…': http:// or https://"),
+        ("[tracing]\nheaders = {A = 5}", r"tracing.headers = '…': must be a table of texts"),
+        ('[tracing]\nheaders = {"A B" = "x"}', "names and values of headers"),
         ('[metrics]\nlisten = ["5001"]', r"metrics.listen = '5001': an address and a port"),
     ],
 )
@@ -144,6 +148,7 @@ def test_every_key_can_come_from_the_environment(tmp_path: Path) -> None:
     values["quotas"] = '[{"repositories": "team/*", "max_bytes": 1}]'
     values["groups"] = '[{"name": "team", "users": ["alice"]}]'
     values["issuers"] = '[{"issuer": "https://login.example", "jwks": "/keys.json"}]'
+    values |= {"headers": '{"Authorization": "x"}', "endpoint": "http://127.0.0.1/", "sample_ratio": "0.5"}
     values["endpoints"] = json.dumps([{"name": "ci", "url": "https://ci.example/"}])
     for section in default.__struct_fields__:
         for key in getattr(default, section).__struct_fields__:

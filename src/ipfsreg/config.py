@@ -290,6 +290,19 @@ class NotificationsConfig(_Section, frozen=True):
     endpoints: tuple[EndpointConfig, ...] = ()
 
 
+class TracingConfig(_Section, frozen=True):
+    """`[tracing]`: OpenTelemetry."""
+
+    endpoint: str = ""
+    """Where spans go, by OTLP over HTTP, as `http://127.0.0.1:4318/v1/traces`. Empty: there are none."""
+    headers: dict[str, str] = {}
+    sample_ratio: float = 1.0
+    """Of the requests, and of everything that is nobody's child."""
+    service_name: str = "ipfsreg"
+    heed_traceparent: bool = False
+    """Let clients say whose child a request is, and whether it is sampled."""
+
+
 class Config(_Section, frozen=True):
     """The whole file."""
 
@@ -306,6 +319,7 @@ class Config(_Section, frozen=True):
     access_log: AccessLogConfig = AccessLogConfig()
     metrics: MetricsConfig = MetricsConfig()
     notifications: NotificationsConfig = NotificationsConfig()
+    tracing: TracingConfig = TracingConfig()
 
     @property
     def is_private(self) -> bool:
@@ -392,11 +406,11 @@ def _lay_over(values: dict[str, Any], environment: Mapping[str, str]) -> None:
 
 def _read_variable(name: str, text: str, kind: Any) -> Any:
     """*text* as a value of *kind*. Raises ConfigError."""
-    if _holds_tables(kind):
+    if _holds_tables(kind) or _is_table(kind):
         try:
             return msgspec.json.decode(text)
         except msgspec.DecodeError:
-            shown = "…" if kind == tuple[EndpointConfig, ...] else text
+            shown = "…" if kind == tuple[EndpointConfig, ...] or _is_table(kind) else text
             raise ConfigError(name, shown, "must be JSON: " + _right(kind, None)) from None
     if _is_list(kind):
         return [item.strip() for item in text.split(",") if item.strip()]
@@ -411,6 +425,10 @@ def _is_list(kind: Any) -> bool:
     if isinstance(kind, types.UnionType):
         return any(_is_list(one) for one in typing.get_args(kind))
     return typing.get_origin(kind) is tuple
+
+
+def _is_table(kind: Any) -> bool:
+    return typing.get_origin(kind) is dict
 
 
 def _holds_tables(kind: Any) -> bool:
@@ -436,6 +454,8 @@ def _right(kind: Any, default: Any) -> str:
     for table in typing.get_args(kind):
         if table in _TABLES:
             return f"must be tables, each as {_TABLES[table]}"
+    if _is_table(kind):
+        return 'must be a table of texts, as {Authorization = "Bearer …"}'
     if _is_list(kind):
         return f"must be a list of texts, as {json.dumps(default or ['…', '…'], ensure_ascii=False)}"
     if typing.get_origin(kind) is typing.Literal:
@@ -453,7 +473,9 @@ def _convert(values: dict[str, Any]) -> Config:
         section, _, name = re.sub(r"\[.*", "", key).partition(".")
         right = _right(_sections()[section][name], getattr(getattr(Config(), section), name))
         # Headers of endpoints are secrets.
-        raise ConfigError(key, "…" if section == "notifications" else _look_up(values, key), right) from None
+        raise ConfigError(
+            key, "…" if section in ("notifications", "tracing") else _look_up(values, key), right
+        ) from None
 
 
 def _look_up(values: Any, path: str) -> Any:
@@ -487,6 +509,7 @@ def _check(config: Config) -> None:
     for address in config.metrics.listen:
         parse_host_port("metrics.listen", address)
     _check_endpoints(config.notifications.endpoints)
+    _check_tracing(config.tracing)
     if "\0" in config.access_log.path:
         raise ConfigError("access_log.path", config.access_log.path, "the path of a file")
     for key in ("patience_s", "give_up_s"):
@@ -594,10 +617,7 @@ def _check_endpoints(endpoints: tuple[EndpointConfig, ...]) -> None:
             raise ConfigError(f"{key}.name", endpoint.name, "each endpoint has a name of its own")
         key = f"{key} {endpoint.name}:"
         _check_url(f"{key} url", endpoint.url)
-        for name, value in endpoint.headers.items():
-            # Values may be secrets, so they are never shown.
-            if not _HEADER_NAME.fullmatch(name) or not (value.isascii() and value.isprintable()):
-                raise ConfigError(f"{key} headers", {name: "…"}, "names and values of headers, in printable ASCII")
+        _check_headers(f"{key} headers", endpoint.headers)
         for action in endpoint.ignore_actions:
             if action not in _ACTIONS:
                 raise ConfigError(f"{key} ignore_actions", action, f"must be of {', '.join(_ACTIONS)}")
@@ -609,6 +629,21 @@ def _check_endpoints(endpoints: tuple[EndpointConfig, ...]) -> None:
             raise ConfigError(f"{key} threshold", endpoint.threshold, "1 to 1000 failures")
         if not 1 <= endpoint.max_queued <= 1_000_000:
             raise ConfigError(f"{key} max_queued", endpoint.max_queued, "1 to 1000000 events")
+
+
+def _check_tracing(tracing: TracingConfig) -> None:
+    if tracing.endpoint:
+        _check_url("tracing.endpoint", tracing.endpoint)
+    _check_headers("tracing.headers", tracing.headers)
+    if not 0 <= tracing.sample_ratio <= 1:
+        raise ConfigError("tracing.sample_ratio", tracing.sample_ratio, "a number from 0 to 1")
+
+
+def _check_headers(key: str, headers: Mapping[str, str]) -> None:
+    for name, value in headers.items():
+        # Values may be secrets, so they are never shown.
+        if not _HEADER_NAME.fullmatch(name) or not (value.isascii() and value.isprintable()):
+            raise ConfigError(key, {name: "…"}, "names and values of headers, in printable ASCII")
 
 
 def _check_url(key: str, text: str) -> None:

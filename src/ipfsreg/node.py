@@ -50,6 +50,7 @@ from ipfsreg.http.tls import Tls
 from ipfsreg.ipld.cid import Cid
 from ipfsreg.monitoring.health import Health, open_health
 from ipfsreg.monitoring.parts import Parts
+from ipfsreg.monitoring.spans import open_tracing
 from ipfsreg.notifications.opening import open_webhooks
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName, Tag, parse_repository, parse_tag
@@ -464,6 +465,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         parts.access_log = await stack.enter_async_context(_open_access_log(config))
         health = await stack.enter_async_context(open_health(parts))
         await stack.enter_async_context(_open_metrics(config, parts, health))
+        traced = await stack.enter_async_context(open_tracing(config.tracing, instance=str(identity.peer_id)))
         logger.info("datastore %s", directory)
         logger.info("peer ID %s", identity.peer_id)
         network = NetworkSettings(
@@ -534,7 +536,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         front = ServerSettings(drain_s=config.node.drain_s)
         server = await stack.enter_async_context(
             open_server(
-                health.answering(make_app(registry, front_door.door, told.note if told is not None else None)),
+                health.answering(traced(make_app(registry, front_door.door, told.note if told is not None else None))),
                 listen=config.http.listen,
                 settings=front,
                 tls=tls,

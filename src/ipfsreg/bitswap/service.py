@@ -22,6 +22,7 @@ from functools import partial
 
 import trio
 
+from ipfsreg import tracing
 from ipfsreg.bitswap.allowance import Allowance
 from ipfsreg.bitswap.blocksession import Arrival, BlockSession
 from ipfsreg.bitswap.engine import (
@@ -445,12 +446,16 @@ class Bitswap:
         await self._network.connect(provider)
 
     async def _find_providers(self, routing: Routing, number: int, cid: Cid) -> None:
+        found = 0
         try:
-            with trio.move_on_after(SEARCH_S):
+            with tracing.span("fetch.providers", detached=True) as span, trio.move_on_after(SEARCH_S):
+                span.set_attribute("ipfsreg.root", str(cid))
                 async for provider in routing.find_providers(cid):
                     wanted = self._sessions.get(number)
                     if wanted is None:
                         return
+                    found += 1
+                    span.set_attribute("ipfsreg.providers", found)
                     wanted.add_provider(provider)
         except NetworkError as error:
             logger.debug("no providers found for %s: %s", cid, error)

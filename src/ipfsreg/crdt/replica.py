@@ -24,6 +24,7 @@ from random import Random
 
 import trio
 
+from ipfsreg import tracing
 from ipfsreg.blockstore.interface import BlockService, DatabaseBlockstore
 from ipfsreg.crdt import checkpointing, state
 from ipfsreg.crdt.checkpointing import answer_checkpoints, take_checkpoint
@@ -286,15 +287,7 @@ class Replica:
         told = ""
         while (batch := await self._intake.take()) is not None:
             try:
-                outcome = await self._database.write(
-                    partial(
-                        state.apply,
-                        self._store,
-                        batch.work,
-                        writers=self._settings.writers,
-                        signer=self._signer,
-                    )
-                )
+                outcome = await self._write(batch)
             except StoreError as error:
                 if str(error) != told:
                     told = str(error)
@@ -315,6 +308,21 @@ class Replica:
                 self._intake.taken_in(batch.work.arrivals)
                 self._tell(outcome, batch)
                 self._walker.written()
+
+    async def _write(self, batch: Batch) -> state.Outcome:
+        work = batch.work
+        with tracing.span("crdt.merge", detached=True) as span:
+            outcome = await self._database.write(
+                partial(state.apply, self._store, work, writers=self._settings.writers, signer=self._signer)
+            )
+            if tracing.is_on():
+                span.set_attribute("ipfsreg.announced", len(work.tips))
+                span.set_attribute("ipfsreg.fetched", len(work.arrivals))
+                span.set_attribute("ipfsreg.commits", len(work.commits))
+                span.set_attribute("ipfsreg.changes", len(outcome.changes))
+                span.set_attribute("ipfsreg.heads", len(outcome.heads))
+                span.set_attribute("ipfsreg.height", outcome.height)
+            return outcome
 
     def _tell(self, outcome: state.Outcome, batch: Batch) -> None:
         """A transaction is durable: let everybody know."""

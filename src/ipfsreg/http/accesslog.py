@@ -50,11 +50,11 @@ def target_of(request: Request) -> str:
     target = request.target
     if "?" in target:
         target = _SECRET.sub(r"\1***", target)
-    return _bounded(target, MAX_TARGET_CHARACTERS)
+    return bounded(target, MAX_TARGET_CHARACTERS)
 
 
-def _bounded(text: str, characters: int = MAX_FIELD_CHARACTERS) -> str:
-    """*text*, cut, with everything escaped that is not printable ASCII."""
+def bounded(text: str, characters: int = MAX_FIELD_CHARACTERS) -> str:
+    """*text* as it may stand in a log: cut, with everything escaped that is not printable ASCII."""
     if len(text) > characters:
         text = text[:characters] + "..."
     if text.isascii() and text.isprintable():
@@ -81,8 +81,8 @@ def text_line(request: Request, status: int, received: int, sent: int, took_s: f
 def combined_line(request: Request, status: int, received: int, sent: int, took_s: float, now: float) -> bytes:
     """The Combined Log Format that web servers write."""
     stamp = time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime(now))
-    agent = _quoted(_bounded(request.headers.get("user-agent", "-")))
-    user = _bounded(request.user).replace(" ", "_") or "-"
+    agent = _quoted(bounded(request.headers.get("user-agent", "-")))
+    user = bounded(request.user).replace(" ", "_") or "-"
     return (
         f'{request.peer} - {user} [{stamp}] "{request.method} {_quoted(target_of(request))} HTTP/1.1"'
         f' {status} {sent} "-" "{agent}"\n'
@@ -97,7 +97,7 @@ def json_line(request: Request, status: int, received: int, sent: int, took_s: f
             {
                 "time": round(now, 6),
                 "remote": request.peer,
-                "user": _bounded(request.user),
+                "user": bounded(request.user),
                 "method": request.method,
                 "path": target_of(request),
                 "route": request.route,
@@ -105,8 +105,8 @@ def json_line(request: Request, status: int, received: int, sent: int, took_s: f
                 "received_bytes": received,
                 "sent_bytes": sent,
                 "seconds": round(took_s, 6),
-                "host": _bounded(headers.get("host", "")),
-                "user_agent": _bounded(headers.get("user-agent", "")),
+                "host": bounded(headers.get("host", "")),
+                "user_agent": bounded(headers.get("user-agent", "")),
             }
         )
         + b"\n"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import trio
 
+from ipfsreg import tracing
 from ipfsreg.bitswap.blocksession import Arrival, BlockSession
 from ipfsreg.bitswap.service import Bitswap
 from ipfsreg.blockstore.interface import BlobStore, PartialBlob
@@ -61,9 +62,11 @@ class Fetch:
         self._error: IpfsregError | None = None
         self._begun = trio.Event()
         self._ended = trio.Event()
+        self._stages = tracing.Stages()
 
     async def run(self, bitswap: Bitswap, give_up_s: float) -> None:
         """Fetch until the blob is whole, or cannot be had. What has come is kept for the next attempt."""
+        self._stages.enter("fetch.find")
         with self._scope:
             try:
                 # May hash what lies on disk from an earlier attempt, a second for each GiB.
@@ -87,6 +90,7 @@ class Fetch:
             if self._partial is not None:
                 with trio.CancelScope(shield=True):
                     await self._partial.abandon()
+        self._stages.leave()
         self._begun.set()
         self._ended.set()
 
@@ -149,6 +153,7 @@ class Fetch:
             slots.release()
         if arrival.peer is not None:
             # Somebody gives it. What was here already does not mean that the rest can be had.
+            self._stages.enter("fetch.transfer")
             self._begun.set()
         if arrival.block.cid.codec == DAG_PB:
             # An inner node: now we know more of what is missing, and what readers wait for.
@@ -364,7 +369,13 @@ class Fetches:
 
     async def _run(self, fetch: Fetch) -> None:
         try:
-            await fetch.run(self._bitswap, self._give_up_s)
+            with tracing.span("fetch") as span:
+                if tracing.is_on():
+                    span.set_attribute("ipfsreg.digest", str(fetch.stat.digest))
+                    span.set_attribute("ipfsreg.root", str(fetch.stat.root))
+                    span.set_attribute("ipfsreg.size", fetch.stat.size)
+                await fetch.run(self._bitswap, self._give_up_s)
+                span.set_attribute("ipfsreg.whole", fetch.is_whole)
             if fetch.is_whole:
                 self._local.hashed(fetch.stat.digest)
                 self._providing.add(fetch.stat.root)

@@ -469,7 +469,7 @@ def _convert(values: dict[str, Any]) -> Config:
         return msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
         _, _, path = str(error).partition(" - at ")
-        key = path.strip("`").removeprefix("$.")
+        key = path.strip("`").removeprefix("$.").removesuffix("[...]")
         section, _, name = re.sub(r"\[.*", "", key).partition(".")
         right = _right(_sections()[section][name], getattr(getattr(Config(), section), name))
         # Headers of endpoints are secrets.

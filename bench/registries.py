@@ -87,7 +87,8 @@ def open_registries(directory: Path, names: Sequence[str] = PEERS) -> Iterator[l
     """Ours first, then those of *names* that are installed; all end with the block."""
     with ExitStack() as stack:
         cluster = stack.enter_context(Cluster(directory))
-        ours = cluster.start("ipfsreg")
+        # None of the others writes a line for each request either.
+        ours = cluster.start("ipfsreg", IPFSREG_ACCESS_LOG_FORMAT="off")
         assert ours.process is not None
         running = [Registry("ipfsreg", ours.http, ours.process, directory / "ipfsreg")]
         for name in names:

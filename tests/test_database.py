@@ -388,3 +388,30 @@ async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     acknowledged = {int(line) for line in seen.split(b"\n")[:-1]}
     async with open_database(tmp_path / "db") as db:
         assert acknowledged <= {number for (number,) in db.read("SELECT n FROM n")}
+
+
+async def test_what_was_read_under_a_generation_is_what_stands_there_while_it_does(tmp_path: Path) -> None:
+    def put(number: int) -> Callable[[sqlite3.Connection], None]:
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("UPDATE t SET n = ?", (number,))
+
+        return work
+
+    async with open_database(tmp_path / "db") as database:
+        await database.prepare("t", ["CREATE TABLE t (n INTEGER); INSERT INTO t VALUES (0)"])
+        seen: dict[int, int] = {}
+        async with trio.open_nursery() as nursery:
+
+            async def write() -> None:
+                for number in range(1, 60):
+                    await database.write(put(number))
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(write)
+            while True:
+                generation = database.generation
+                number = database.read("SELECT n FROM t").fetchone()[0]
+                if generation is not None and database.generation == generation:
+                    assert seen.setdefault(generation, number) == number
+                await trio.lowlevel.checkpoint()
+        assert len(seen) > 10

@@ -112,9 +112,19 @@ class Database:
         """Writes that were asked for and ran."""
         self.failed_commits = 0
         """Transactions that were lost, to a full disk for example."""
+        self._generation = 0
         self._waiting: list[_Write[Any]] = []
         self._wake = trio.Event()
         self._closing = False
+
+    @property
+    def generation(self) -> int | None:
+        """Another number after every transaction: what was read under one is still so while it stands.
+
+        None while a transaction is being committed: readers may see what was before it, or what is after.
+        """
+        generation = self._generation
+        return None if generation % 2 else generation
 
     def read(self, sql: str, parameters: Sequence[object] = ()) -> Rows:
         """Run one SELECT on what is committed. For point lookups and bounded scans: it runs on the trio thread.
@@ -260,7 +270,11 @@ class Database:
         try:
             db.execute("BEGIN IMMEDIATE")
             results = [self._run_one(db, write.work) for write in group]
-            db.execute("COMMIT")
+            self._generation += 1
+            try:
+                db.execute("COMMIT")
+            finally:
+                self._generation += 1
         except sqlite3.Error as error:
             # Nothing of the group remains, and whoever thinks it succeeded must learn that.
             self.failed_commits += 1

@@ -43,6 +43,13 @@ class KeyChanged:
 class Names(Protocol):
     """A replicated map from paths to bytes. Safe from many tasks at once."""
 
+    @property
+    def generation(self) -> int | None:
+        """Another number whenever any name may have changed: what was read under one is still so while it stands.
+
+        None while names are about to change: nothing can be said of what is read now.
+        """
+
     def get(self, key: str) -> bytes | None:
         """The current value. Answers from the local replica, without waiting."""
 

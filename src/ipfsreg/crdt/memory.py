@@ -30,6 +30,7 @@ class MemoryNames:
         self._heads_had: set[Cid] = set()
         self._changed = trio.Event()
         self._feed = ChangeFeed()
+        self.generation: int | None = 0
 
     def get(self, key: str) -> bytes | None:
         return self._values.get(key)
@@ -58,6 +59,7 @@ class MemoryNames:
 
     def receive(self, changes: Sequence[Change]) -> None:
         """Apply *changes* at once, as if they had come from a peer."""
+        self.generation = (self.generation or 0) + 1
         changes = [change for change in changes if isinstance(change, Put) or self._removed(change)]
         applied: list[KeyChanged] = []
         if changes:

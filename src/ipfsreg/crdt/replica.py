@@ -176,6 +176,10 @@ class Replica:
 
     # ----------------------------------------------------------------- names
 
+    @property
+    def generation(self) -> int | None:
+        return self._database.generation
+
     def get(self, key: str) -> bytes | None:
         return read_name(self._database, key)
 

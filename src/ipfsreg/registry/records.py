@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import partial
 from typing import TypeVar
 
 from ipfsreg.crdt.interface import Names
@@ -19,11 +19,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Reading the same record again is what pulls do all day; decoding it was a tenth of what a manifest's GET costs. Keyed by
-# the bytes, so nothing here can be out of date. 4096 of at most some hundred bytes each.
-_decode_tag = lru_cache(4096)(TagRecord.decode)
-_decode_manifest = lru_cache(4096)(ManifestRecord.decode)
-
 MAX_TOLD = 1000
 """Keys of damaged records remembered, so that each is logged once."""
 
@@ -37,11 +32,11 @@ class Records:
 
     def tag(self, repository: RepositoryName, tag: Tag) -> TagRecord | None:
         """Where *tag* points."""
-        return self._get(catalog.tag_key(repository, tag), _decode_tag)
+        return self._get(catalog.tag_key(repository, tag), TagRecord.decode)
 
     def manifest(self, repository: RepositoryName, digest: Digest) -> ManifestRecord | None:
         """The manifest *digest* of the repository."""
-        return self._get(catalog.manifest_key(repository, digest), partial(_decode_manifest, digest))
+        return self._get(catalog.manifest_key(repository, digest), lambda data: ManifestRecord.decode(digest, data))
 
     def link(self, repository: RepositoryName, digest: Digest) -> LinkRecord | None:
         """The blob *digest* of the repository."""

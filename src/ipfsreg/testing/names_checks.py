@@ -33,6 +33,19 @@ async def _values(names: Names) -> None:
     assert names.get("/a") == b"1", "what was deleted can come back"
 
 
+async def _generation(names: Names) -> None:
+    await names.commit([Put("/a", b"1")])
+    for value in (b"2", b"3"):
+        before = names.generation
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(names.commit, [Put("/a", value)])
+            while names.get("/a") != value:
+                await trio.lowlevel.checkpoint()
+        assert names.generation != before, "who sees the new value must not go by the old one"
+    before = names.generation
+    assert (names.get("/a"), names.generation) == (b"3", before)
+
+
 async def _scans(names: Names) -> None:
     keys = ["/a", "/a/b", "/a/b/c", "/aa", "/b", "/b/\U0010ffff", "/b/\ue000", "/é"]
     await names.commit([Put(key, key.encode()) for key in keys])
@@ -178,6 +191,7 @@ async def _cancelled_commit(names: Names) -> None:
 
 _CHECKS = (
     _values,
+    _generation,
     _scans,
     _versions,
     _endings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,11 +31,19 @@ class Swarm:
     bob: Daemon
 
 
+def complaints(*nodes: Daemon) -> list[str]:
+    """What the nodes' logs have of errors and of requests that they could not serve: no client gives reason for any."""
+    bad = re.compile(r" (ERROR|CRITICAL) |Traceback| -> 5\d\d,")
+    return [line for node in nodes for line in node.lines if bad.search(line)]
+
+
 @pytest.fixture(scope="session")
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
     with Cluster(tmp_path_factory.mktemp("swarm")) as cluster:
         alice = cluster.start("alice")
-        yield Swarm(alice, cluster.start("bob", join=[alice]))
+        bob = cluster.start("bob", join=[alice])
+        yield Swarm(alice, bob)
+        assert complaints(alice, bob) == []
 
 
 SHOWN = pytest.StashKey[list[tuple[str, str, str]]]()

@@ -22,7 +22,7 @@ from ipfsreg.testing.daemons import HTTP_PORT, Cluster, Daemon, wait_until
 from ipfsreg.testing.namespaces import Machine, open_lan, unavailable
 from ipfsreg.testing.oci_images import ImageLayout
 
-from .conftest import SHOWN, Clients, state_directory
+from .conftest import SHOWN, Clients, complaints, state_directory
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
 
@@ -99,6 +99,7 @@ def closed(
         readable = next(iter(images.values())).path.parent
         clients = Clients(stack, directory, (readable, certificates), pytestconfig.stash[SHOWN], **place)
         yield ClosedSwarm(by_password, by_token, door, clients)
+        assert complaints(by_password, by_token) == []
 
 
 def login_and_pull(client: ContainerClient, reference: str, password: str) -> None:

@@ -66,7 +66,13 @@ class Cosign:
         return self.place.origin.package_version("cosign")
 
     def _cosign(self, *arguments: str | Path, stdin: str | None = None) -> str:
-        return self.place.run("cosign", *arguments, stdin=stdin, environment={"COSIGN_PASSWORD": ""})
+        variables = {"COSIGN_PASSWORD": "", "COSIGN_EXPERIMENTAL": "1" if self._old else "0"}
+        return self.place.run("cosign", *arguments, stdin=stdin, environment=variables)
+
+    @property
+    def _old(self) -> bool:
+        """Version 2 makes tags of signatures unless it is told to make referrers."""
+        return self.version().startswith("2.")
 
     def _trust(self) -> list[str | Path]:
         authority = self.place.authority
@@ -83,14 +89,15 @@ class Cosign:
     def sign(self, reference: str, keys: str) -> None:
         """Sign what *reference*, with a digest, names; the signature becomes a referrer of it."""
         key = self.place.directory / f"{keys}.key"
-        how = ["--use-signing-config=false", "--tlog-upload=false", "-y"]
-        self._cosign("sign", "--key", key, *how, *self._trust(), reference)
+        how = "--registry-referrers-mode=oci-1-1" if self._old else "--use-signing-config=false"
+        self._cosign("sign", "--key", key, how, "--tlog-upload=false", "-y", *self._trust(), reference)
 
     def verify(self, reference: str, keys: str) -> bool:
         """Whether it carries a signature by these keys."""
         key = self.place.directory / f"{keys}.pub"
+        how = ["--experimental-oci11"] if self._old else []
         try:
-            self._cosign("verify", "--key", key, "--insecure-ignore-tlog=true", *self._trust(), reference)
+            self._cosign("verify", "--key", key, *how, "--insecure-ignore-tlog=true", *self._trust(), reference)
         except ClientFailed as error:
             if "no signatures found" not in str(error) and "no matching attestations" not in str(error):
                 raise

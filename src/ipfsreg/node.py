@@ -37,7 +37,7 @@ from ipfsreg.crdt.writers import Rule, Writers
 from ipfsreg.database import Database, open_database
 from ipfsreg.dht.service import open_dht
 from ipfsreg.dht.settings import DhtSettings
-from ipfsreg.errors import AlreadyRunning, ConfigError, MalformedData, NetworkError
+from ipfsreg.errors import AlreadyRunning, ConfigError, MalformedData, NetworkError, StoreDamaged
 from ipfsreg.http.accesslog import AccessLog, open_access_log
 from ipfsreg.http.admin import make_admin
 from ipfsreg.http.app import make_app
@@ -459,6 +459,8 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         identity = identity_of(config)
         front_door = stack.enter_context(open_door(config, identity.to_protobuf()))
         replica_settings = _replica_settings(config, identity.peer_id)
+        if await trio.Path(directory / "node.db.repaired").exists():
+            raise StoreDamaged(f"a repair of {directory} was cut off near its end: run `ipfsreg repair` again")
         database = await stack.enter_async_context(open_database(directory / "node.db"))
         store, blobs = await stack.enter_async_context(open_blobstore(directory, database, _store_limits(config)))
         parts.database, parts.blobs = database, blobs

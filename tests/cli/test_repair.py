@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -160,3 +161,40 @@ def test_rows_on_both_sides_of_damaged_pages_are_read(tmp_path: Path) -> None:
         found = [number for number, _ in read_around(db, "notes", "text")]
     assert found == sorted(set(found))
     assert 2000 - 5 * 14 <= len(found) < 2000
+
+
+@pytest.mark.parametrize("step", range(4))
+async def test_a_repair_that_is_cut_off_while_the_databases_change_places_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    names = await fill(tmp_path)
+    # A log beside the file, as a kill leaves it: what it has must not be lost, nor end up beside the new file.
+    with closing(sqlite3.connect(tmp_path / "node.db")) as writer, closing(sqlite3.connect(tmp_path / "node.db")) as db:
+        writer.execute("DELETE FROM crdt_rules")
+        writer.commit()
+        for part in ("", "-wal"):
+            shutil.copy(tmp_path / f"node.db{part}", tmp_path / f"copy{part}")
+        del db
+    for part in ("", "-wal"):
+        os.replace(tmp_path / f"copy{part}", tmp_path / f"node.db{part}")
+    real = os.rename
+    renames: list[Path] = []
+
+    def rename(source: Path, target: Path) -> None:
+        if Path(source).name.startswith("node.db"):
+            if len(renames) == step:
+                raise KeyboardInterrupt
+            renames.append(target)
+        real(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            await repair(tmp_path, peer_of("alice"))
+    await repair(tmp_path, peer_of("alice"))
+    assert await verify(tmp_path) == []
+    assert not (tmp_path / "node.db.repaired").exists()
+    assert (tmp_path / "node.db.damaged-1").exists()
+    async with open_datastore(tmp_path) as (replica, blobs):
+        assert dict(replica.scan("/")) == names
+        assert await blobs.read_whole(Digest.of(SMALL), 1 << 20) == SMALL

@@ -41,6 +41,9 @@ from ipfsreg.oci.digest import Digest
 from ipfsreg.peer_id import PeerId
 
 DATABASE = "node.db"
+REPAIRED = "node.db.repaired"
+"""A whole new database that has not taken the old one's place yet."""
+
 _PARTS = ("", "-wal", "-shm")
 _PAGE = 200
 _ROWID_END = 1 << 62
@@ -127,36 +130,42 @@ class Repaired:
 async def repair(directory: Path, ourselves: PeerId) -> Repaired:
     """Make a new database out of what can be trusted in *directory*, and put the old one aside.
 
-    The node must not run. Killed at any point, the old database is still there, and a repair begins anew.
+    The node must not run. Killed while the new database is made, it has changed nothing, and begins anew; killed while
+    the two change places, it has only that left to do, and a node does not start before it is done.
 
     Raises:
         StoreFull, StoreError: nothing was changed.
     """
-    old, new = directory / DATABASE, directory / f"{DATABASE}.repaired"
+    old, made, ready = (directory / name for name in (DATABASE, f"{DATABASE}.unfinished", REPAIRED))
     disk = Disk(directory)
 
-    def prepare() -> None:
+    def prepare() -> bool:
+        if ready.exists():
+            return False
         for part in _PARTS:
-            Path(f"{new}{part}").unlink(missing_ok=True)
+            Path(f"{made}{part}").unlink(missing_ok=True)
         disk.prepare()
+        return True
 
-    await trio.to_thread.run_sync(prepare)
     report = Repaired()
-    async with open_database(new) as database:
-        index = await Index.open(database)
-        await database.prepare("crdt", state.SCHEMA)
-        if old.exists():
+    if await trio.to_thread.run_sync(prepare):
+        async with open_database(made) as database:
+            await _fill(database, disk, old, ourselves, report)
+        await trio.to_thread.run_sync(_rename_durably, made, ready)
+    report.aside = await trio.to_thread.run_sync(_exchange, old, ready)
+    return report
+
+
+async def _fill(database: Database, disk: Disk, old: Path, ourselves: PeerId, report: Repaired) -> None:
+    index = await Index.open(database)
+    await database.prepare("crdt", state.SCHEMA)
+    async with _open_shelf(disk, index) as (shelf, uploads):
+        await _index_files(shelf, uploads, report)
+        if await trio.Path(old).exists():
             with closing(_open_to_read(old)) as db:
                 salvage = await trio.to_thread.run_sync(_Salvage, db, ourselves)
                 await _merge_nodes(database, salvage, report)
-                async with _open_shelf(disk, index) as (shelf, uploads):
-                    await _index_files(shelf, uploads, report)
-                    await _keep_small_blobs(shelf, salvage, report)
-        else:
-            async with _open_shelf(disk, index) as (shelf, uploads):
-                await _index_files(shelf, uploads, report)
-    report.aside = await trio.to_thread.run_sync(_exchange, old, new)
-    return report
+                await _keep_small_blobs(shelf, salvage, report)
 
 
 @asynccontextmanager
@@ -168,14 +177,19 @@ async def _open_shelf(disk: Disk, index: Index) -> AsyncIterator[tuple[Shelf, Up
         nursery.cancel_scope.cancel()
 
 
-def _exchange(old: Path, new: Path) -> Path | None:
+def _rename_durably(source: Path, target: Path) -> None:
+    os.rename(source, target)
+    sync_directory(target.parent)
+
+
+def _exchange(old: Path, ready: Path) -> Path | None:
+    """Put *old* aside and *ready* in its place; begun before, it is finished."""
     aside = next(one for number in range(1, 1 << 20) if not (one := Path(f"{old}.damaged-{number}")).exists())
     there = old.exists()
     for part in reversed(_PARTS):  # the log before the file it belongs to: alone, the file is an older state of it
         if Path(f"{old}{part}").exists():
-            os.rename(f"{old}{part}", f"{aside}{part}")
-    os.rename(new, old)
-    sync_directory(old.parent)
+            _rename_durably(Path(f"{old}{part}"), Path(f"{aside}{part}"))
+    _rename_durably(ready, old)
     return aside if there else None
 
 

@@ -2,6 +2,7 @@
 
     python bench/crdt.py [--keys 1000000] [--writes 3000] [--directory DIR]
     python bench/crdt.py --join 10000,100000 [--rtt 0.05] [--by checkpoint,dagsync,blocks]
+    python bench/crdt.py --epoch 10000
 
 Prints durable tag writes per second (one at a time, and from many tasks at once), lookup and listing times with that
 many names, the bytes of node and announcement of one push of a six-layer image, and what a thousand of
@@ -13,6 +14,9 @@ a checkpoint and dagsync, by dagsync, and by blocks alone, the wires between the
 history is one chain of pushes of ten names, without the skip links our own writes have: what a Go replica leaves
 behind, and the worst case. Both nodes share one process, and so one core. Beside it what go-ds-crdt's walk of the same
 chain takes at the least: a node names only the one before it, so it is a round trip for each.
+
+With --epoch: rows and bytes of so many pushes to a thousand tags, what older pushes had deleted except their history,
+before the next epoch and after, and how long the node stands still for it.
 """
 
 from __future__ import annotations
@@ -34,8 +38,10 @@ import trio
 from ipfsreg.bitswap.service import open_bitswap
 from ipfsreg.blockstore.interface import DatabaseBlockstore
 from ipfsreg.blockstore.store import open_blobstore
+from ipfsreg.cli.epoch import rotate
+from ipfsreg.config import Config, CrdtConfig, NodeConfig
 from ipfsreg.crdt.delta import Delta, Element, Head, Node, build_node, encode_broadcasts, parse_node
-from ipfsreg.crdt.interface import Put
+from ipfsreg.crdt.interface import Delete, Put
 from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica
 from ipfsreg.crdt.state import Work, apply
 from ipfsreg.database import open_database
@@ -280,6 +286,42 @@ async def print_join(names: int, rtt_s: float, by: str, *, patience_s: float = 6
                 )
 
 
+async def print_epoch(pushes: int, directory: Path, tags: int = 1000) -> None:
+    """Pushes to *tags* tags again and again, each of which deletes what the one before it at its tag had."""
+    config = Config(
+        node=NodeConfig(datastore_path=str(directory)), crdt=CrdtConfig(pubsub_topic="names", trusted_peers=("*",))
+    )
+    (directory / "names.db").unlink(missing_ok=True)
+    async with (
+        open_database(directory / "node.db") as database,
+        open_blobstore(directory, database) as (store, _),
+        MemoryMesh().join("names", peer_of("alice")) as topic,
+        open_replica(database, store, SwarmBlocks(ReplicaSwarm(directory), peer_of("alice")), topic) as replica,
+    ):
+
+        async def write(numbers: Iterator[int]) -> None:
+            for number in numbers:
+                changes: list[Put | Delete] = list(push(number))
+                changes[0] = Put(f"/r/team/application/_t/v{number % tags}", VALUE)
+                if number >= tags:
+                    changes += [Delete(change.key) for change in push(number - tags)[2:]]
+                await replica.commit(changes)
+
+        numbers = iter(range(pushes))
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(write, numbers)
+        await replica.seal()
+        start = time.perf_counter()
+        head, names = await replica.next_seed()
+        print(f"the seed of {names:,} names: {time.perf_counter() - start:.2f} s, beside everything else")
+    start = time.perf_counter()
+    done = await rotate(config, str(head))
+    print(f"the next epoch of {names:,} names after {pushes:,} pushes: {time.perf_counter() - start:.2f} s")
+    print(f"  rows {done.before.rows:,} before, {done.after.rows:,} after")
+    print(f"  database {done.before.bytes / 1e6:,.1f} MB before, {done.after.bytes / 1e6:,.1f} MB after")
+
+
 def _seconds(taken: float | None) -> str:
     return "-" if taken is None else f"{taken:.1f} s"
 
@@ -290,6 +332,7 @@ async def main() -> None:
     parser.add_argument("--writes", type=int, default=3000)
     parser.add_argument("--directory", type=Path, default=None, help="on the disk to be measured")
     parser.add_argument("--join", default="", help="numbers of names, separated by commas")
+    parser.add_argument("--epoch", type=int, default=0, help="number of pushes")
     parser.add_argument("--rtt", type=float, default=0.05, help="seconds")
     parser.add_argument("--by", default="checkpoint,dagsync,blocks")
     parser.add_argument("--patience", type=float, default=600.0, help="seconds after which a join is given up")
@@ -301,6 +344,10 @@ async def main() -> None:
             print(
                 f"  go-ds-crdt, a round trip for each of {names // 10 + 1:,} nodes: {names / 10 * options.rtt:,.0f} s"
             )
+        return
+    if options.epoch:
+        with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+            await print_epoch(options.epoch, Path(directory))
         return
     print_bytes()
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:

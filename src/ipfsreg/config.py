@@ -87,6 +87,8 @@ class CrdtConfig(_Section, frozen=True):
     """`[crdt]`: the replicated names."""
 
     pubsub_topic: str = DEFAULT_TOPIC
+    epoch: int = 1
+    """The epoch in which an empty node begins."""
     trusted_peers: tuple[str, ...] | None = None
     """Peer IDs whose announcements are taken, or "*". Unset: everybody in a private swarm, nobody else outside."""
     checkpoint_peers: tuple[str, ...] | None = None
@@ -538,6 +540,8 @@ def _check(config: Config) -> None:
         raise ConfigError("node.datastore_path", config.node.datastore_path, "must be a directory")
     if "\0" in config.p2p.protector_key:
         raise ConfigError("p2p.protector_key", "…", "64 hex digits, or the path of a swarm.key file")
+    if not 1 <= config.crdt.epoch <= 1_000_000:
+        raise ConfigError("crdt.epoch", config.crdt.epoch, "a number from 1 to 1000000")
     topic = config.crdt.pubsub_topic
     if not 0 < len(topic.encode()) <= 255:
         raise ConfigError("crdt.pubsub_topic", topic, "1 to 255 bytes of text")

@@ -182,6 +182,23 @@ class Database:
         finally:
             db.close()
 
+    async def compact(self) -> None:
+        """Give the room of what was deleted back to the file system: rewrites the file. Nobody may write meanwhile.
+
+        Raises:
+            StoreFull: no room for the copy; nothing is lost.
+            StoreDamaged, StoreError.
+        """
+
+        def rewrite() -> None:
+            self._writer.execute("VACUUM")
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+        try:
+            await self._in_thread(rewrite)
+        except sqlite3.Error as error:
+            raise self._named(error) from error
+
     async def _in_thread(self, work: Callable[[], Any]) -> Any:
         return await trio.to_thread.run_sync(work)
 

@@ -16,7 +16,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.config import Config
 from ipfsreg.crdt.census import count_names
 from ipfsreg.crdt.claims import STATE_NAMES, CheckpointStatus
+from ipfsreg.crdt.epochs import open_epoch, topic_of
 from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica, trusting
 from ipfsreg.crdt.writers import Rule, Writers
 from ipfsreg.database import Database, open_database
@@ -108,7 +109,7 @@ class Node:
             "peer_id": str(self.host.peer_id),
             "up_s": trio.current_time() - self.started_at,
             "private": self.config.is_private,
-            "topic": self.config.crdt.pubsub_topic,
+            "topic": self.topic.name,
             "listen": [f"{addr}/p2p/{self.host.peer_id}" for addr in self.host.listen_addrs()],
             "peers": [
                 {
@@ -150,6 +151,26 @@ class Node:
             "bytes": sum(size for _, size in blobs),
             "damage": self.database.damage and str(self.database.damage),
         }
+
+    async def epoch(self) -> dict[str, Any]:
+        """What `ipfsreg epoch status` shows."""
+        replica = self.replica.status()
+        seed, names = await self.replica.next_seed()
+        return {
+            "epoch": self.replica.epoch.number,
+            "sealed": self.replica.epoch.sealed,
+            "topic": self.topic.name,
+            "heads": [str(head) for head in replica.heads],
+            "tips_wanted": replica.tips_wanted,
+            "nodes_wanted": replica.nodes_wanted,
+            "names": names,
+            "next_head": seed and str(seed),
+        }
+
+    async def seal(self, fields: Mapping[str, str]) -> dict[str, Any]:
+        """What `ipfsreg epoch seal` does."""
+        await self.replica.seal(sealed=not fields.get("undo"))
+        return await self.epoch()
 
     async def log(self, fields: Mapping[str, str]) -> dict[str, Any]:
         """What `ipfsreg log` shows: the moves of a tag, the latest first."""
@@ -396,7 +417,12 @@ def _checkpoint_peers(config: Config) -> frozenset[PeerId] | None:
     return frozenset(_peer("crdt.checkpoint_peers", peer) for peer in peers)
 
 
-def _writers(config: Config, trusted: frozenset[PeerId] | None) -> Writers:
+def writers_of(config: Config, ourselves: PeerId, seed: bytes | None) -> Writers:
+    """The rules on writers in the epoch that began with the head *seed*. Raises ConfigError."""
+    return _writers(config, _trusted_peers(config, ourselves), seed)
+
+
+def _writers(config: Config, trusted: frozenset[PeerId] | None, seed: bytes | None = None) -> Writers:
     rules = tuple(
         Rule(
             rule.repositories,
@@ -408,11 +434,14 @@ def _writers(config: Config, trusted: frozenset[PeerId] | None) -> Writers:
         )
         for rule in config.crdt.writers
     )
+    unsigned = _heads("crdt.unsigned_heads", config.crdt.unsigned_heads)
+    if seed is not None and (rules or config.crdt.require_signed):
+        unsigned |= {seed}  # What an epoch begins with is signed by nobody: every replica makes it for itself.
     return Writers(
         rules,
         require_signed=config.crdt.require_signed,
         signers=trusted,
-        unsigned_heads=_heads("crdt.unsigned_heads", config.crdt.unsigned_heads),
+        unsigned_heads=unsigned,
         repository_of=repository_of,
     )
 
@@ -477,7 +506,10 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         for addr in host.listen_addrs():
             logger.info("listening on %s/p2p/%s", addr, identity.peer_id)
         pubsub = await stack.enter_async_context(open_pubsub(host))
-        topic = await stack.enter_async_context(pubsub.join(config.crdt.pubsub_topic))
+        epoch = await open_epoch(database, config.crdt.epoch)
+        writers = _writers(config, replica_settings.trusted_peers, epoch.seed)
+        replica_settings = replace(replica_settings, writers=writers)
+        topic = await stack.enter_async_context(pubsub.join(topic_of(config.crdt.pubsub_topic, epoch.number)))
         logger.info("topic %s", topic.name)
         logger.info("swarm %s", "public" if psk is None else f"private, key fingerprint {fingerprint(psk)}")
         dht = await stack.enter_async_context(open_dht(host, database, DhtSettings(private=psk is not None)))
@@ -531,7 +563,9 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         reloads = await stack.enter_async_context(open_reloads(reloaded))
         node = Node(config, database, host, redial, topic, blobs, bitswap, replica, registry, reloads, started_at)
         admin = make_admin(
-            {"/status": node.status}, {"/log": node.log}, {"/rollback": node.roll_back, "/gc": node.collect}
+            {"/status": node.status, "/epoch": node.epoch},
+            {"/log": node.log},
+            {"/rollback": node.roll_back, "/gc": node.collect, "/seal": node.seal},
         )
         door = f"unix:{admin_socket_of(config)}"
         await stack.enter_async_context(open_server(admin, listen=[door], settings=ServerSettings(drain_s=1.0)))

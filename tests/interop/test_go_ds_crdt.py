@@ -14,6 +14,8 @@ import trio
 from ipfsreg.bitswap.service import open_bitswap
 from ipfsreg.blockstore.interface import Blockstore
 from ipfsreg.blockstore.store import open_blobstore
+from ipfsreg.cli.epoch import rotate
+from ipfsreg.config import Config, CrdtConfig, NodeConfig
 from ipfsreg.crdt.delta import Node, block_id, node_cid, parse_node
 from ipfsreg.crdt.interface import Change, Delete, Put
 from ipfsreg.crdt.merge import state_of
@@ -94,7 +96,9 @@ AnyReplica = OurReplica | GoReplica
 
 
 @asynccontextmanager
-async def open_ours(directory: Path, identity: Identity, psk: bytes | None) -> AsyncIterator[OurReplica]:
+async def open_ours(
+    directory: Path, identity: Identity, psk: bytes | None, topic_name: str
+) -> AsyncIterator[OurReplica]:
     await trio.Path(directory).mkdir(exist_ok=True)
     settings = NetworkSettings(listen_addrs=("/ip4/127.0.0.1/tcp/0",), psk=psk)
     async with (
@@ -103,7 +107,7 @@ async def open_ours(directory: Path, identity: Identity, psk: bytes | None) -> A
         open_network(identity, settings) as host,
         open_bitswap(host, store) as bitswap,
         open_pubsub(host) as pubsub,
-        pubsub.join(TOPIC) as topic,
+        pubsub.join(topic_name) as topic,
         open_replica(database, store, bitswap, topic, signer=host, network=host) as replica,
     ):
         yield OurReplica(host, store, replica)
@@ -114,6 +118,7 @@ class Swarm:
 
     def __init__(self, nursery: trio.Nursery, directory: Path, program: str, psk: bytes | None) -> None:
         self.replicas: dict[str, AnyReplica] = {}
+        self.topic = TOPIC
         self._nursery = nursery
         self._directory = directory
         self._program = program
@@ -140,9 +145,11 @@ class Swarm:
 
     def _opened(self, name: str) -> AbstractAsyncContextManager[AnyReplica]:
         if name.startswith("go"):
-            return open_go_replica(self._directory / name, topic=TOPIC, psk=self._psk, name=name, program=self._program)
+            return open_go_replica(
+                self._directory / name, topic=self.topic, psk=self._psk, name=name, program=self._program
+            )
         identity = self._identities.setdefault(name, Identity.generate())
-        return open_ours(self._directory / name, identity, self._psk)
+        return open_ours(self._directory / name, identity, self._psk, self.topic)
 
     async def stop(self, name: str) -> None:
         """Kill a replica of Go, close one of ours."""
@@ -329,3 +336,36 @@ async def test_random_histories_with_partitions_and_restarts_end_in_equal_state(
             assert state
             for replica in swarm.replicas.values():
                 assert not isinstance(replica, OurReplica) or replica.replica.status().quarantined == 0
+
+
+async def test_a_replica_of_go_begins_the_next_epoch_with_a_new_store(tmp_path: Path, program: str) -> None:
+    with trio.fail_after(110):
+        async with open_swarm(tmp_path, program, "alice", "go-1") as swarm:
+            alice, go = swarm.replicas["alice"], swarm.replicas["go-1"]
+            assert isinstance(alice, OurReplica)
+            for number in range(30):
+                await alice.commit([Put(f"/ours/{number % 5}", b"%d" % number), Put(f"/large/{number}", bytes(60_000))])
+                await go.commit([Put(f"/theirs/{number % 5}", b"%d" % number)])
+            await swarm.settle()
+            await alice.commit([Delete("/ours/0"), Delete("/theirs/0")])
+            await go.commit([Delete("/ours/1")])
+            await swarm.settle()
+            await alice.replica.seal()
+            names = alice.replica.scan("/")
+            assert len(names) == 37
+            head, _ = await alice.replica.next_seed()
+            await swarm.stop("alice")
+            await swarm.stop("go-1")
+            crdt = CrdtConfig(pubsub_topic=TOPIC, trusted_peers=("*",))
+            done = await rotate(Config(node=NodeConfig(datastore_path=str(tmp_path / "alice")), crdt=crdt), str(head))
+            assert done.topic == swarm.topic + ".e2"
+            assert done.after.rows < done.before.rows / 2
+            swarm.topic = done.topic
+            alice = await swarm.start("alice")
+            go = await swarm.start("go-2")
+            assert await swarm.settle() == names
+            await go.commit([Put("/theirs/0", b"again"), Delete("/ours/2")])
+            await alice.commit([Put("/ours/3", b"again"), Delete("/theirs/4")])
+            written = dict(await swarm.settle())
+            assert (written["/theirs/0"], written["/ours/3"]) == (b"again", b"again")
+            assert not {"/ours/0", "/ours/1", "/ours/2", "/theirs/4"} & written.keys()

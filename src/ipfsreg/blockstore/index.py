@@ -108,6 +108,12 @@ def put_blocks_in(db: sqlite3.Connection, blocks: Sequence[Block]) -> None:
     )
 
 
+def delete_blocks_in(db: sqlite3.Connection, multihashes: Sequence[bytes]) -> None:
+    """Forget, in the transaction of *db*, that blocks were put; what belongs to no blob goes."""
+    db.executemany("UPDATE small_blocks SET own = 0 WHERE hash = ?", [(multihash,) for multihash in multihashes])
+    _drop_unused(db, multihashes)
+
+
 class Index:
     """The tables, as the store asks them."""
 
@@ -194,12 +200,7 @@ class Index:
     async def delete_blocks(self, multihashes: Sequence[bytes]) -> None:
         """Forget that *multihashes* were put; what belongs to no blob goes."""
 
-        def delete(db: sqlite3.Connection) -> None:
-            keys = [(multihash,) for multihash in multihashes]
-            db.executemany("UPDATE small_blocks SET own = 0 WHERE hash = ?", keys)
-            _drop_unused(db, multihashes)
-
-        await self._database.write(delete)
+        await self._database.write(partial(delete_blocks_in, multihashes=multihashes))
 
     async def drop_damaged(self, multihash: bytes) -> None:
         """Delete a small block whose bytes have rotted, whoever needs it. An inline blob of it is whole no more."""

@@ -1,4 +1,5 @@
-"""The command line: `ipfsreg init | daemon | id | status | log | rollback | verify | repair | passwd | gc`.
+"""The command line: `ipfsreg init | daemon | id | status | log | rollback | verify | repair | epoch | passwd |
+gc`.
 
 Commands import what they run when they run it: `ipfsreg --help` must not load a network stack.
 """
@@ -191,6 +192,52 @@ def repair(config_path: Path | None) -> None:
         click.echo(f"           {digest} is damaged: pull it again, or push it")
     if report.aside is not None:
         click.echo(f"put aside  {report.aside}; delete it when you miss nothing")
+
+
+@main.group()
+def epoch() -> None:
+    """Leave the history of the names behind (docs/operations.md): seal, compare, next."""
+
+
+@epoch.command(name="status")
+@CONFIG_OPTION
+@click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
+def show_epoch(config_path: Path | None, as_json: bool) -> None:
+    """Ask the running node for its epoch and the head that the next one would begin with."""
+    from ipfsreg.cli.status import ask, describe_epoch
+
+    answer = ask(_load(config_path), "/epoch")
+    click.echo(json.dumps(answer, indent=2) if as_json else describe_epoch(answer))
+
+
+@epoch.command()
+@CONFIG_OPTION
+@click.option("--undo", is_flag=True, help="Write again.")
+def seal(config_path: Path | None, undo: bool) -> None:
+    """Let the running node write no names any more, also after a restart."""
+    from ipfsreg.cli.status import describe_epoch, tell
+
+    click.echo(describe_epoch(tell(_load(config_path), "/seal", {"undo": "yes"} if undo else {})))
+
+
+@epoch.command(name="next")
+@CONFIG_OPTION
+@click.option("--head", required=True, metavar="CID", help="What `epoch status` shows on all nodes.")
+@click.option("--discard", is_flag=True, help="Drop the names here and fetch those below the head from peers.")
+def next_epoch(config_path: Path | None, head: str, discard: bool) -> None:
+    """Begin the next epoch with the names that are here. The node must not run."""
+    import trio
+
+    from ipfsreg.cli.epoch import rotate
+    from ipfsreg.node import alone_on
+
+    config = _load(config_path)
+    with alone_on(Path(config.node.datastore_path)):
+        done = trio.run(partial(rotate, config, head, discard=discard))
+    click.echo(f"epoch      {done.epoch}, in the topic {done.topic}")
+    click.echo(f"names      {done.before.names} before, {done.after.names} after")
+    click.echo(f"rows       {done.before.rows} before, {done.after.rows} after")
+    click.echo(f"database   {done.before.bytes} bytes before, {done.after.bytes} after")
 
 
 @main.command()

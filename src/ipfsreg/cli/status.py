@@ -88,3 +88,17 @@ def human_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def describe_epoch(answer: dict[str, Any]) -> str:
+    """The epoch of a node for a person, a line a fact."""
+    missing = answer["tips_wanted"] or answer["nodes_wanted"]
+    rows = [
+        ("epoch", f"{answer['epoch']}, {'sealed' if answer['sealed'] else 'open'}"),
+        ("topic", answer["topic"]),
+        ("heads", ", ".join(answer["heads"]) or "none"),
+        ("missing", f"{answer['tips_wanted']} heads, {answer['nodes_wanted']} nodes" if missing else "nothing"),
+        ("names", answer["names"]),
+        ("next head", answer["next_head"] or "none: there are no names"),
+    ]
+    return "\n".join(f"{name:<13} {value}" for name, value in rows)

@@ -18,7 +18,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 
@@ -32,6 +32,7 @@ from ipfsreg.crdt.claims import DROPPED, SETTLED, SPEAKING, CheckpointStatus, la
 from ipfsreg.crdt.dagsync import Dagsync, answer_all
 from ipfsreg.crdt.delta import Head, decode_broadcast, encode_broadcasts, node_cid
 from ipfsreg.crdt.entries import ends_in, index_endings, read_name, read_versions, scan_names
+from ipfsreg.crdt.epochs import FIRST, read_epoch, seed_of, write_epoch
 from ipfsreg.crdt.feed import ChangeFeed
 from ipfsreg.crdt.frontier import Frontier
 from ipfsreg.crdt.herald import Herald
@@ -42,7 +43,7 @@ from ipfsreg.crdt.signing import Signer
 from ipfsreg.crdt.walker import Walker
 from ipfsreg.crdt.writers import EVERYBODY, Writers
 from ipfsreg.database import Database
-from ipfsreg.errors import Denied, IpfsregError, MalformedData, NetworkError, StoreError
+from ipfsreg.errors import Denied, IpfsregError, MalformedData, NetworkError, NotReady, StoreError
 from ipfsreg.ipld.cid import Cid
 from ipfsreg.metrics import Histogram
 from ipfsreg.p2p.interface import Network
@@ -156,6 +157,8 @@ class Replica:
         self._feed = ChangeFeed()
         self._intake = Intake()
         self._network = network
+        self.epoch = read_epoch(database) or FIRST
+        """Which history this is."""
         self._checkpoint = last_checkpoint(database)
         self._walker = Walker(
             database, blocks, self._intake, Frontier(rng), None if network is None else Dagsync(network, database)
@@ -198,9 +201,28 @@ class Replica:
         for change in changes:
             if not self._settings.writers.allow(change.key, ourselves):
                 raise Denied(f"this node may not write {change.key}: see crdt.writers and crdt.require_signed")
+        if self.epoch.sealed:
+            raise NotReady("names are not written now: the next epoch is about to begin (`ipfsreg epoch`)")
         await trio.lowlevel.checkpoint_if_cancelled()
         await self._intake.commit(changes)
         return self.heads()
+
+    async def seal(self, *, sealed: bool = True) -> None:
+        """Write nothing from now on, also after a restart; on return all that was being written is durable.
+
+        *sealed* False: write again.
+        """
+        self.epoch = replace(self.epoch, sealed=sealed)
+        epoch = self.epoch
+        await self._database.write(lambda db: write_epoch(db, epoch))
+        await self._intake.commit(())
+
+    async def next_seed(self) -> tuple[Cid | None, int]:
+        """The head that the next epoch would begin with, and of how many names. Reads all of them, in a thread."""
+        async with self._database.snapshot() as snapshot:
+            nodes = await snapshot.run(seed_of)
+        names = sum(len(node.delta.elements) for node in nodes)
+        return (node_cid(nodes[-1].multihash) if nodes else None), names
 
     def heads(self) -> tuple[Cid, ...]:
         return tuple(node_cid(head.multihash) for head in self._own_heads())

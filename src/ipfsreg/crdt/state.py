@@ -86,6 +86,7 @@ INSERT INTO crdt_counts VALUES ('names', 0)
     "ALTER TABLE crdt_nodes ADD COLUMN author BLOB; CREATE TABLE crdt_rules (fingerprint TEXT NOT NULL);"
     + entries.WITHHOLDING,
     claims.SCHEMA,
+    "CREATE TABLE crdt_epoch (number INTEGER NOT NULL, sealed INTEGER NOT NULL, seed BLOB)",
 )
 """For `Database.prepare`."""
 

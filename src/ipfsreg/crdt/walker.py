@@ -36,6 +36,9 @@ PATIENCE_S = 30.0
 REST_S = 30.0
 """A peer whose answer to dagsync failed, or was empty, is asked for blocks so long."""
 
+PARSED_HERE_BYTES = 32 * 1024
+"""A larger node is parsed in a thread: one of 2 MiB can hold 350,000 elements, which takes more than half a second."""
+
 REWRITE_S = 5.0
 """Until a node that could not be written is fetched again."""
 
@@ -118,7 +121,10 @@ class Walker:
         self._announced.discard(multihash)
         self.last_arrival_at = trio.current_time()
         try:
-            node = parse_node(block)
+            if len(block.data) > PARSED_HERE_BYTES:
+                node = await trio.to_thread.run_sync(parse_node, block)
+            else:
+                node = parse_node(block)
         except MalformedData as error:
             await self._intake.add_arrival(VoidNode(multihash, str(error)))
             return ()

@@ -502,8 +502,8 @@ def turn(swarm: Swarm, number: int, length_s: float) -> None:
     refused = sum((caller.refused for caller in callers), Counter[str]())
     print(
         f"turn {number}: {outcomes['done']} writes done, {outcomes['unknown']} unknown, {len(history.reads)} reads, "
-        f"agreed after {agreed_s:.1f} s, {verdict.excepted} of {len(tags)} tags excepted; refused {dict(refused)}; "
-        f"{len(swarm.findings)} findings",
+        f"agreed after {agreed_s:.1f} s, {verdict.early} of {len(tags)} tags moved while catching up; "
+        f"refused {dict(refused)}; {len(swarm.findings)} findings",
         flush=True,
     )
 

@@ -13,7 +13,7 @@ PEERS = {"alice": "A", "bob": "B"}
 # Alice pushes one, Bob, who has seen it, two; beside that Alice pushes three, which loses; Bob, who knows all, deletes.
 ONE, TWO, THREE, GONE = (10, "A"), (20, "B"), (15, "A"), (30, "B")
 LOG = (
-    LoggedMove("B", 30, None, "two", 0, frozenset({ONE, TWO, THREE}), frozenset({TWO, THREE})),
+    LoggedMove("B", 30, None, "two", 0, frozenset({ONE, TWO, THREE}), frozenset({ONE, TWO, THREE})),
     LoggedMove("B", 20, "two", "one", 1, frozenset({ONE})),
     LoggedMove("A", 15, "three", "one", None, frozenset({ONE})),
     LoggedMove("A", 10, "one", None, 2, frozenset()),
@@ -80,13 +80,22 @@ def test_a_value_that_was_moved_away_from_and_is_back_is_found() -> None:
 
 
 def test_a_push_that_nobody_deleted_who_had_it_and_is_gone_is_found() -> None:
-    blind = replace(LOG[0], below=frozenset({ONE, TWO}), removed=frozenset({TWO}))
+    blind = replace(LOG[0], below=frozenset({ONE, TWO}), removed=frozenset({ONE, TWO}))
     assert any("three was never deleted" in one for one in findings(log=(blind, *LOG[1:])))
 
 
-def test_who_writes_while_catching_up_is_excepted() -> None:
+def test_who_writes_while_catching_up_is_excused_for_what_follows_from_that_alone() -> None:
     early = replace(LOG[0], below=frozenset({ONE, TWO}))
     assert findings(log=(early, *LOG[1:])) == [], "it removes three by name, and is not above it"
+    # Bob has two and not yet what it stands on; he deletes it, and one shows again.
+    blind = LoggedMove("B", 30, None, "two", None, frozenset(), frozenset({TWO}))
+    log = (blind, replace(LOG[1], step=None), replace(LOG[3], step=0))
+    writes = (WRITES[0], WRITES[1], WRITES[3])
+    assert (
+        findings(log=log, value="one", writes=writes, reads=(Read("bob", "t", "one", 10, 11, after=WRITES[1]),)) == []
+    )
+    knowing = replace(blind, below=frozenset({ONE, TWO}))
+    assert any("is back" in one for one in findings(log=(knowing, *log[1:]), value="one", writes=writes))
 
 
 @pytest.mark.parametrize(

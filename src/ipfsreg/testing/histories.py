@@ -7,9 +7,8 @@
 The judge knows operations with their answers, the log and the value of each tag at each node, and which move
 stands below which in the DAG. Every push has a digest of its own, so that a value names the push it comes from.
 
-The exception of docs/consistency.md (a node that writes while it is catching up) shows in the DAG: the move does not
-stand above the push it saw, or not above all whose values it removes. Of tags with such a move it is not asked that
-nothing old comes back.
+The exception of docs/consistency.md (a node that writes while it is catching up) shows in the DAG and in what a move
+removes by name: it removed a push without being above an older one, which shows again. Nothing else is excused.
 """
 
 from __future__ import annotations
@@ -113,14 +112,14 @@ class Verdict:
 
     findings: tuple[str, ...]
     """Broken promises."""
-    excepted: int
-    """Tags of which the exception does not allow to ask everything."""
+    early: int
+    """Tags with moves by nodes that were catching up."""
 
 
 def judge(history: History, shown: Mapping[str, Shown]) -> Verdict:
     """Hold *history* against what each node shows, after all of them were together for long enough."""
     findings: list[str] = []
-    excepted = 0
+    early = 0
     names = sorted(shown)
     first = shown[names[0]]
     for name in names[1:]:
@@ -132,8 +131,8 @@ def judge(history: History, shown: Mapping[str, Shown]) -> Verdict:
     for tag in sorted(first.values):
         judge_tag = _Tag(history, tag, first.values[tag], first.logs[tag])
         findings += judge_tag.findings()
-        excepted += not judge_tag.all_above
-    return Verdict(tuple(findings), excepted)
+        early += judge_tag.has_early
+    return Verdict(tuple(findings), early)
 
 
 class _Tag:
@@ -147,11 +146,12 @@ class _Tag:
         self._writes = [write for write in history.writes if write.tag == tag]
         self._reads = [read for read in history.reads if read.tag == tag]
         self._pushes = {move.to: move for move in log if move.to is not None}
-        self.all_above = all(self._stands_above_what_it_saw(move) for move in log)
+        self._removed = frozenset().union(*(move.removed for move in log))
+        self.has_early = any(not move.removed <= move.below or not self._is_above_what_it_saw(move) for move in log)
 
-    def _stands_above_what_it_saw(self, move: LoggedMove) -> bool:
+    def _is_above_what_it_saw(self, move: LoggedMove) -> bool:
         push = self._pushes.get(move.before or "")
-        return (push is None or push.key in move.below) and move.removed <= move.below
+        return push is None or push.key in move.below
 
     def findings(self) -> Iterator[str]:
         """Each broken promise."""
@@ -189,20 +189,22 @@ class _Tag:
         if self._value is not None and self._value not in self._pushes:
             yield f"it is {self._value}, which nobody pushed"
 
+    def _is_excused(self, push: LoggedMove, above: LoggedMove) -> bool:
+        """Whether *push* may show though *above* beats it: who removed that did not have the push yet."""
+        return any(above.key in move.removed and push.key not in move.below for move in self._log)
+
     def _no_way_back(self) -> Iterator[str]:
         """Nothing comes back, and nothing goes but by who had it."""
-        if not self.all_above:
-            return
         for push in self._pushes.values():
             above = [move for move in self._log if push.key in move.below]
-            if push.to == self._value and above:
-                yield f"{push.to} is back, which {above[0].peer} had moved away from"
-            if self._value is None and not any(move.to is None for move in above):
+            if push.to == self._value:
+                for move in above:
+                    if not self._is_excused(push, move):
+                        yield f"{push.to} is back, which {move.peer} had moved away from"
+            if self._value is None and push.key not in self._removed:
                 yield f"the push of {push.to} was never deleted by anybody who had it, and is gone"
 
     def _read_your_writes(self) -> Iterator[str]:
-        if not self.all_above:
-            return
         for read in self._reads:
             known = [write for write in self._writes if write.outcome == "done" and write.node == read.node]
             for write in [*known, *([read.after] if read.after is not None else [])]:
@@ -212,12 +214,14 @@ class _Tag:
                 (move,) = moves
                 what = f"a read of {read.found} at {read.node} after {write.to} was written at {write.node}"
                 if read.found is None:
-                    if not any(other.to is None and move.key in other.below for other in self._log):
+                    if move.key not in self._removed:
                         yield f"{what}, which nobody deleted"
                 elif read.found not in self._pushes:
                     yield f"{what}: that is in no log"
-                elif self._pushes[read.found].key in move.below:
-                    yield f"{what}, which beats it"
+                else:
+                    push = self._pushes[read.found]
+                    if push.key in move.below and not self._is_excused(push, move):
+                        yield f"{what}, which beats it"
 
     def _own(self) -> Iterator[str]:
         """Of a tag that one node writes alone, everything is known."""

@@ -15,8 +15,9 @@ from ipfsreg.p2p.framing import framed
 from ipfsreg.p2p.interface import Network, Stream
 from ipfsreg.peer_id import PeerId
 
-_SENT_AT_ONCE = 256 * 1024
-"""So often, in bytes, it is reported how a large block proceeds."""
+_SENT_AT_ONCE = 4 * 65_507
+"""So often, in bytes, it is reported how a large block proceeds. This is what four full Noise messages of a connection
+carry, which are encrypted and written in one go: a part a little larger costs a fifth message and a second write."""
 
 _WORTH_BREAKING_BYTES = 256 * 1024
 """A message that nobody wants any more is broken off where more than this is left of it. A new stream costs little."""

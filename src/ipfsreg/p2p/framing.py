@@ -10,6 +10,9 @@ from ipfsreg.p2p.interface import Stream
 
 READ_BYTES = 65536
 
+_FRAMING_BYTES = 12
+"""What a muxer puts before each part."""
+
 
 class MessageReader:
     """Reads varint-prefixed messages from one stream.
@@ -88,21 +91,26 @@ def framed(
 ) -> Iterator[bytes | bytearray | memoryview]:
     """What to send, part by part, for *pieces* as one varint-prefixed message.
 
-    Small pieces are put together; large ones are passed on without a copy, cut into parts of *at_most* bytes.
+    Small pieces are put together; large ones are passed on without a copy, cut into parts of *at_most* bytes. The first
+    part is shorter by what stands before it, so that both fit where *at_most* bytes fit.
     """
     small = bytearray(encode_varint(sum(map(len, pieces))))
     for piece in pieces:
         if len(piece) < READ_BYTES:
             small += piece
             continue
+        room = at_most
         if small:
+            if at_most is not None:
+                room = max(at_most - len(small) - _FRAMING_BYTES, 1)
             yield small
             small = bytearray()
-        if at_most is None or len(piece) <= at_most:
+        if at_most is None or room is None or len(piece) <= room:
             yield piece
         else:
             view = memoryview(piece)
-            for start in range(0, len(piece), at_most):
+            yield view[:room]
+            for start in range(room, len(piece), at_most):
                 yield view[start : start + at_most]
     if small:
         yield small

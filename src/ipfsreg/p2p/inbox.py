@@ -26,6 +26,8 @@ class Inbox:
         self._scratch = scratch()
         self._leftover = leftover
         self._position = self._end = 0
+        self._more = False
+        """Whether the last read filled the buffer, so that there is probably more."""
         self.bytes_in = bytes_in
         self.last_received = trio.current_time()
 
@@ -33,7 +35,12 @@ class Inbox:
         """Wait for the peer and read what it sent behind what was put aside. Raises ConnectionLost."""
         buffer = self._scratch.incoming
         while True:
-            await self._wire.wait_readable(self._lacking())
+            if self._more:
+                # Others get their turn, and the system is not asked to tell us what we know.
+                self._more = False
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._wire.wait_readable(self._lacking())
             self.load()
             start = self._end
             count = self._wire.read_into(buffer[start:])
@@ -44,6 +51,7 @@ class Inbox:
             if self._keystream is not None:
                 self._keystream.xor(buffer[start : start + count])
             self._end += count
+            self._more = self._end == len(buffer)
             self.bytes_in += count
             self.last_received = trio.current_time()
             return

@@ -208,6 +208,7 @@ def test_half_a_window_is_given_back_at_once() -> None:
     session = listener()
     stream = opened_stream(session)
     stream.updated_at = 0.0
+    stream.grew_at = -1.0
     half = INITIAL_WINDOW_BYTES // 2
     session.receive(memoryview(data(1, bytes(half - 1))))
     assert not session.consume(stream, half - 1, now=0.0, rtt_s=0.01)
@@ -215,6 +216,18 @@ def test_half_a_window_is_given_back_at_once() -> None:
     assert session.consume(stream, 1, now=0.0, rtt_s=0.01)
     assert take(session) == frame(WINDOW_UPDATE, 0, 1, half)
     assert stream.receive_window == INITIAL_WINDOW_BYTES
+
+
+@pytest.mark.parametrize("step", [65536, 65507, 100_000, INITIAL_WINDOW_BYTES])
+def test_a_first_window_that_is_used_up_in_one_go_grows_before_the_peer_hears_of_any_update(step: int) -> None:
+    session = listener()
+    stream = opened_stream(session)
+    session.receive(memoryview(data(1, bytes(INITIAL_WINDOW_BYTES))))
+    left = INITIAL_WINDOW_BYTES
+    while left:
+        session.consume(stream, min(step, left), now=0.0, rtt_s=0.05)
+        left -= min(step, left)
+    assert stream.window == 4 * INITIAL_WINDOW_BYTES
 
 
 def test_a_sixteenth_of_a_window_is_given_back_after_a_sixteenth_of_a_round_trip() -> None:

@@ -56,6 +56,7 @@ class StreamState:
         "acknowledged",
         "ended_by_peer",
         "ended_by_us",
+        "first_at",
         "given",
         "gone",
         "grew_at",
@@ -82,6 +83,8 @@ class StreamState:
         """When the last window update was said."""
         self.given = 0
         """Bytes given back since `grew_at`."""
+        self.first_at: float | None = None
+        """When the first byte was given back."""
         self.grew_at = float("-inf")
         """When half a window was last used up, and it was looked at whether the window should grow."""
         self.started = False
@@ -350,21 +353,28 @@ class Session:
         as a sixteenth of the round trip passes (UPDATE_GAP_S at least): what is owed and not said is missing from
         what may be under way, which with updates by halves alone was a third of the rate.
 
+        A stream's first window is judged from its first byte on, when three quarters of it were used up, and updates
+        are said by quarters until then. With halves, and a clock that began with the second of them, a first block of a
+        mebibyte waited one round trip more.
+
         Where half the window was used up faster than four round trips, the window itself held the peer back, and
         doubles: up to throughput x RTT, the stream's cap and what the connection has left. The first time it becomes
         four times as large, so that a block of a mebibyte waits for one update and not for two.
         """
         stream.unread -= length
         owed = stream.window - stream.receive_window - stream.unread
-        is_due = owed * 2 >= stream.window or (
+        if stream.first_at is None:
+            stream.first_at = now
+        is_first = stream.grew_at == float("-inf")
+        is_due = owed * (4 if is_first else 2) >= stream.window or (
             owed * 16 >= stream.window and now - stream.updated_at >= max(UPDATE_GAP_S, rtt_s / 16)
         )
         if not is_due or stream.ended_by_peer or stream.gone:
             return False
         stream.given += owed
-        if stream.given * 2 >= stream.window:
+        if stream.given * 4 >= stream.window * (3 if is_first else 2):
             stream.given = 0
-            if now - stream.grew_at < 4 * rtt_s:
+            if now - (stream.first_at if is_first else stream.grew_at) < 4 * rtt_s:
                 wanted = stream.window * (3 if stream.window == INITIAL_WINDOW_BYTES else 1)
                 growth = min(wanted, self._max_stream_window - stream.window, self._growth_left)
                 stream.window += growth

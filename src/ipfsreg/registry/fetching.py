@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import trio
@@ -45,6 +44,16 @@ MAX_FETCHES = 256
 WRITES_AT_ONCE = 4
 """Blocks on their way to the disk while further ones come in."""
 
+DECIDING_S = 0.02
+"""So long, when the root has come, the first reader has to say where it reads, before it is taken to read all."""
+
+WANTED_BLOCKS = 256
+"""Blocks that are wanted of the exchange at a time, which looks at half as many for an order. Each is looked up in our
+own index first: a thousand of them at once, as one inner node names, would take tens of milliseconds."""
+
+WANTED_AT_ONCE = 32
+"""Blocks that are looked up before other tasks get their turn."""
+
 
 class Fetch:
     """One blob on its way."""
@@ -58,6 +67,9 @@ class Fetch:
         self._requested: set[Cid] = set()
         self._written = trio.Event()
         self._waiting: dict[object, tuple[int, int]] = {}
+        self._undecided = 0
+        """Readers that have not said where they read."""
+        self._decided = trio.Event()
         self._scope = trio.CancelScope()
         self._error: IpfsregError | None = None
         self._begun = trio.Event()
@@ -69,8 +81,6 @@ class Fetch:
         self._stages.enter("fetch.find")
         with self._scope:
             try:
-                # May hash what lies on disk from an earlier attempt, a second for each GiB.
-                self._partial = await self._blobs.open_partial(self.stat.digest, self.stat.size, self.stat.root)
                 await self._fetch(bitswap, give_up_s)
             except BaseExceptionGroup as group:
                 # Writers run in a nursery, which wraps what they raise. What is left may be our own cancellation.
@@ -120,6 +130,11 @@ class Fetch:
 
     async def _fetch(self, bitswap: Bitswap, give_up_s: float) -> None:
         with bitswap.session(self.stat.root) as session:
+            # While the disk is busy with the new file and its row, the question is on its way.
+            self._requested.add(self.stat.root)
+            session.want([self.stat.root])
+            # May hash what lies on disk from an earlier attempt, a second for each GiB.
+            self._partial = await self._blobs.open_partial(self.stat.digest, self.stat.size, self.stat.root)
             self._session = session
             try:
                 async with trio.open_nursery() as nursery:
@@ -134,42 +149,73 @@ class Fetch:
 
     async def _take_blocks(self, session: BlockSession, nursery: trio.Nursery, give_up_s: float) -> None:
         slots = trio.Semaphore(WRITES_AT_ONCE)
-        self._want()
+        while self._want_more():
+            await trio.lowlevel.checkpoint()
         while True:
             arrival = await session.receive_within(give_up_s)
             if arrival is not None:
                 await slots.acquire()
                 nursery.start_soon(self._write, arrival, slots)
+                self._want_more()
             elif slots.value < WRITES_AT_ONCE:
                 # Nothing is asked for any more; an inner node on its way to the disk may change that.
                 await self._written.wait()
-            else:
+            elif not self._want_more():
                 return
 
     async def _write(self, arrival: Arrival, slots: trio.Semaphore) -> None:
         try:
             await self._arriving.put(arrival.block)
+            if arrival.peer is not None:
+                # Somebody gives it. What was here already does not mean that the rest can be had.
+                self._stages.enter("fetch.transfer")
+                self._begun.set()
+            if arrival.block.cid.codec == DAG_PB:
+                # An inner node: now we know more of what is missing, and what readers wait for.
+                await self._want()
         finally:
             slots.release()
-        if arrival.peer is not None:
-            # Somebody gives it. What was here already does not mean that the rest can be had.
-            self._stages.enter("fetch.transfer")
-            self._begun.set()
-        if arrival.block.cid.codec == DAG_PB:
-            # An inner node: now we know more of what is missing, and what readers wait for.
-            self._want()
         self._written.set()
         self._written = trio.Event()
 
-    def _want(self) -> None:
+    async def _want(self) -> None:
         """Ask for what has become known of the DAG: first, and in order, what readers wait for."""
+        if self._undecided:
+            with trio.move_on_after(DECIDING_S):
+                await self._decided.wait()
+        self._hurry()
+        await trio.lowlevel.checkpoint()
+        while self._want_more():
+            await trio.lowlevel.checkpoint()
+
+    def _want_more(self) -> bool:
+        """Ask for some more of what is missing, unless enough is wanted; return whether there was something."""
         assert self._session is not None
-        urgent = self._urgent()
-        for part in (urgent, self._arriving.wanted()):
-            new = [cid for cid in part if cid not in self._requested]
-            self._requested.update(new)
-            self._session.want(new)
+        if self._session.missing > WANTED_BLOCKS - WANTED_AT_ONCE:
+            return False
+        limit = WANTED_BLOCKS
+        while True:
+            wanted = self._arriving.wanted(limit=limit)
+            new = [cid for cid in wanted if cid not in self._requested]
+            if new or len(wanted) < limit:
+                break
+            limit *= 2
+        self._request(new[:WANTED_AT_ONCE])
+        return bool(new)
+
+    def _hurry(self) -> None:
+        """Have what readers wait for come first."""
+        if self._session is not None:
+            urgent = self._urgent()
+            self._request(urgent)
             self._session.urge(urgent)
+
+    def _request(self, cids: Sequence[Cid]) -> None:
+        """Ask for those of *cids* that were not asked for before."""
+        assert self._session is not None
+        new = [cid for cid in cids if cid not in self._requested]
+        self._requested.update(new)
+        self._session.want(new)
 
     @property
     def is_whole(self) -> bool:
@@ -194,17 +240,39 @@ class Fetch:
         if self._error is not None:
             raise self._error
 
-    async def stream(self, start: int, end: int) -> AsyncIterator[Piece]:
+    def expect(self) -> None:
+        """A reader comes that will say where it reads."""
+        self._undecided += 1
+
+    def decide(self) -> None:
+        """It has said so, or is gone."""
+        self._undecided -= 1
+        self._decided.set()
+        self._decided = trio.Event()
+
+    def await_at(self, reader: object, start: int, end: int) -> None:
+        """*reader* waits for the beginning of [start, end), or for nothing where that is empty."""
+        if start < end:
+            self._waiting[reader] = (start, self._piece_end(start, end))
+            self._hurry()
+        else:
+            self._waiting.pop(reader, None)
+
+    @staticmethod
+    def _piece_end(start: int, end: int) -> int:
+        return min(end, (start // PIECE_BYTES + 1) * PIECE_BYTES)
+
+    async def stream(self, reader: object, start: int, end: int) -> AsyncIterator[Piece]:
         """Yield [start, end) as it arrives."""
         descriptor = self._arriving.open_file()
         try:
             while start < end:
-                stop = min(end, (start // PIECE_BYTES + 1) * PIECE_BYTES)
+                stop = self._piece_end(start, end)
                 if stop == self.stat.size:
-                    with self._waiting_for(start, stop):
-                        await self.wait_ended()
+                    self.await_at(reader, start, stop)
+                    await self.wait_ended()
                 else:
-                    await self._wait_range(start, stop)
+                    await self._wait_range(reader, start, stop)
                 if descriptor is not None:
                     # The same file, whatever becomes of its name.
                     stop = end if self.is_whole else stop
@@ -217,38 +285,29 @@ class Fetch:
                     yield await self._arriving.read(start, stop)
                 start = stop
         finally:
+            self.await_at(reader, 0, 0)
             if descriptor is not None:
                 os.close(descriptor)
 
-    async def _wait_range(self, start: int, stop: int) -> None:
+    async def _wait_range(self, reader: object, start: int, stop: int) -> None:
         if self._arriving.has_range(start, stop) or self._ended.is_set():
             await trio.lowlevel.checkpoint()
         else:
-            with self._waiting_for(start, stop):
-                try:
-                    await self._arriving.wait_range(start, stop)
-                except BlockNotFound as error:
-                    raise self._error or ContentUnavailable(str(error)) from error
+            self.await_at(reader, start, stop)
+            try:
+                await self._arriving.wait_range(start, stop)
+            except BlockNotFound as error:
+                raise self._error or ContentUnavailable(str(error)) from error
+        self.await_at(reader, 0, 0)
         if self._error is not None:
             raise self._error
 
-    @contextmanager
-    def _waiting_for(self, start: int, stop: int) -> Iterator[None]:
-        place = object()
-        self._waiting[place] = (start, stop)
-        if self._session is not None:
-            self._session.urge(self._urgent())
-        try:
-            yield
-        finally:
-            del self._waiting[place]
-
     def _urgent(self) -> list[Cid]:
-        """What readers wait for, and a little more. A reader that has not said where it reads begins at the start."""
+        """What readers wait for, and a little more. Who has not said in time where it reads begins at the start."""
         if self._partial is None:
             return []
         places = list(self._waiting.values())
-        if len(places) < self.readers:
+        if self._undecided:
             places.append((0, min(self.stat.size, PIECE_BYTES)))
         urgent: dict[Cid, None] = {}
         for start, stop in places:
@@ -265,18 +324,29 @@ class FetchedBlob:
     def __init__(self, fetch: Fetch, fetches: Fetches) -> None:
         self._fetch = fetch
         self._fetches = fetches
+        self._is_decided = False
 
     @property
     def stat(self) -> BlobStat:
         return self._fetch.stat
 
     def stream(self, start: int, end: int) -> AsyncIterator[Piece]:
-        return self._fetch.stream(start, end)
+        # At once: the answer's head is sent before anybody iterates, and until then blocks nobody waits for are asked.
+        self._fetch.await_at(self, start, end)
+        self._decide()
+        return self._fetch.stream(self, start, end)
+
+    def _decide(self) -> None:
+        if not self._is_decided:
+            self._is_decided = True
+            self._fetch.decide()
 
     async def __aenter__(self) -> FetchedBlob:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        self._decide()
+        self._fetch.await_at(self, 0, 0)
         self._fetches.leave(self._fetch)
 
 
@@ -316,13 +386,14 @@ class Fetches:
         fetch = await self._join(digest, link)
         if fetch is None:
             return await self._open_local(digest)
+        fetch.expect()
         try:
             await fetch.wait_begun()
-        except DigestMismatch as error:
+        except BaseException as error:  # also when cancelled: this reader is gone, whatever the reason
+            fetch.decide()
             self.leave(fetch)
-            raise ContentUnavailable(str(error)) from error  # The client asked for the right thing.
-        except BaseException:  # also when cancelled: this reader is gone, whatever the reason
-            self.leave(fetch)
+            if isinstance(error, DigestMismatch):
+                raise ContentUnavailable(str(error)) from error  # The client asked for the right thing.
             raise
         return FetchedBlob(fetch, self)
 

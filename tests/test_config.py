@@ -81,6 +81,8 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ('[p2p]\nprotector_key = "a\\u0000b"', "64 hex digits"),
         ('[node]\ndatastore_path = "a\\u0000b"', "must be a directory"),
         ("[fetch]\ngive_up_s = -1", "seconds above 0"),
+        ("[fetch]\nupload_bytes_per_s = 100", "bytes a second from 65536"),
+        ("[fetch]\nupload_bytes_per_s = -1", "0 for no limit"),
         ("[http]\nrequests_at_once = 1.5", r"http\.requests_at_once = 1\.5: must be a whole number"),
         ("[http]\nrequests_burst = 0", "a number from 1 to 1000000"),
         ("[auth]\ntoken_s = 5", r"auth\.token_s = 5\.0: seconds from 10 to 86400"),

@@ -23,6 +23,9 @@ from ipfsreg.errors import ConfigError
 
 DEFAULT_TOPIC = "ipfs-registry"
 
+LEAST_UPLOAD = 65_536
+"""Bytes per second. With less a block of a mebibyte takes longer than a peer waits for it."""
+
 PUBLIC_BOOTSTRAPPERS = (
     "/dnsaddr/bootstrap.libp2p.io/p2p/QmNnooDu7bfjPFoTZYxMNLWUQJyrVwtbZg5gBMjTezGAJN",
     "/dnsaddr/bootstrap.libp2p.io/p2p/QmQCU2EcMqAqQPR2i9bChDtGNJchTbq5TbXJJ16u19uLTa",
@@ -246,6 +249,8 @@ class FetchConfig(_Section, frozen=True):
     """Seconds without progress after which a pull fails with a clear error."""
     finish_without_client: bool = True
     """Go on fetching a blob when the client that asked for it has gone."""
+    upload_bytes_per_s: int = 0
+    """Bytes of blobs a second to all peers together; 0: as many as the link takes."""
 
 
 class AccessLogConfig(_Section, frozen=True):
@@ -526,6 +531,10 @@ def _check(config: Config) -> None:
             raise ConfigError(f"store.{key}", getattr(config.store, key), "a whole number from 0 on")
     if not 60 <= config.store.upload_expiry_s <= 31_536_000:
         raise ConfigError("store.upload_expiry_s", config.store.upload_expiry_s, "seconds from 60 to 31536000, a year")
+    limit = config.fetch.upload_bytes_per_s
+    if limit and not LEAST_UPLOAD <= limit <= 2**40:
+        right = f"0 for no limit, or bytes a second from {LEAST_UPLOAD} to {2**40}"
+        raise ConfigError("fetch.upload_bytes_per_s", limit, right)
     for key in ("interval_s", "grace_s", "blob_grace_s"):
         value = getattr(config.gc, key)
         if not 0 <= value <= 31_536_000:

@@ -513,7 +513,9 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         logger.info("topic %s", topic.name)
         logger.info("swarm %s", "public" if psk is None else f"private, key fingerprint {fingerprint(psk)}")
         dht = await stack.enter_async_context(open_dht(host, database, DhtSettings(private=psk is not None)))
-        exchange = BitswapSettings(patience_s=config.fetch.patience_s)
+        exchange = BitswapSettings(
+            patience_s=config.fetch.patience_s, upload_bytes_per_s=config.fetch.upload_bytes_per_s or None
+        )
         bitswap = await stack.enter_async_context(open_bitswap(host, store, dht, exchange))
         parts.host, parts.topic, parts.bitswap = host, topic, bitswap
         if config.p2p.mdns:

@@ -143,6 +143,7 @@ def test_every_key_can_come_from_the_environment(tmp_path: Path) -> None:
         "announce_addrs": "/ip4/1.1.1.1/tcp/1",
         "format": "json",
         "upload_expiry_s": "60.5",
+        "upload_bytes_per_s": "1000000",
     }
     values |= {"listen_addrs": "/ip4/127.0.0.1/tcp/9", "trusted_peers": PEER, "listen": "127.0.0.1:1, [::1]:2"}
     values["writers"] = json.dumps([{"repositories": "team/*", "peers": [PEER]}])

@@ -36,7 +36,7 @@ def lan() -> Iterator[Lan]:
 
 def push(cluster: Cluster, lan: Lan, **environment: str) -> tuple[list[Daemon], PushedImage]:
     """A node on every machine, and an image of one layer that the first has and the others know of."""
-    nodes = start_crowd(cluster, lan, **environment)
+    nodes = start_crowd(cluster, lan, neighbours=None, **environment)
     image = push_layers(lan.machines[0], [os.urandom(SIZE)], "team/app", "1.0", HTTP_PORT)
     for node in nodes[1:]:
         node.wait_manifest("team/app", "1.0")

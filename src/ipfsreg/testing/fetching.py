@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import trio
@@ -21,9 +22,8 @@ async def fetch_file(bitswap: Bitswap, blobs: BlobStore, path: Path, root: str) 
         BlockNotFound: nothing came for 20 s.
         DigestMismatch: what came is another file.
     """
-    content = await trio.Path(path).read_bytes()
-    digest = Digest.of(content)
-    partial = await blobs.open_partial(digest, len(content), Cid.parse(root))
+    digest, size = await trio.to_thread.run_sync(_describe, path)
+    partial = await blobs.open_partial(digest, size, Cid.parse(root))
     with bitswap.session(Cid.parse(root)) as session:
         session.want(partial.wanted())
         while session.missing:
@@ -33,4 +33,9 @@ async def fetch_file(bitswap: Bitswap, blobs: BlobStore, path: Path, root: str) 
             if arrival.block.cid.codec == DAG_PB:
                 session.want(partial.wanted())
     info = await partial.complete()
-    assert (info.digest, info.size) == (digest, len(content))
+    assert (info.digest, info.size) == (digest, size)
+
+
+def _describe(path: Path) -> tuple[Digest, int]:
+    with path.open("rb") as file:
+        return Digest.parse(f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"), path.stat().st_size

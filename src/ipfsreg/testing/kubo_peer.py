@@ -60,7 +60,7 @@ class KuboPeer:
 
     async def add(self, path: Path) -> str:
         """Import a file as `ipfs add` does (CIDv0, chunks of 256 KiB); return its root."""
-        return str(await self.process.call("add", path=str(path)))
+        return str(await self.process.call("add", path=str(path), timeout_s=100))
 
     async def cat(self, cid: str, timeout_s: float = 100.0) -> tuple[str, int]:
         """Fetch a whole file from whoever has it; return its sha256 in hex, and its size."""

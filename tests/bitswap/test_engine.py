@@ -217,6 +217,18 @@ def test_alone_what_a_reader_waits_for_is_asked_first(bob: Bob) -> None:
     assert urgent.cid == CIDS[30]
 
 
+def test_a_reader_that_comes_nearer_to_a_block_does_not_have_it_asked_for_twice(bob: Bob) -> None:
+    bob.meet(ALICE)
+    session = bob.open(ALICE)
+    bob.want(session, CIDS[:4])
+    bob.says(ALICE)
+    bob.note(bob.engine.urge(session, CIDS[:3], bob.now))
+    assert bob.asks(ALICE) == set(CIDS[:3]), "now it is urgent"
+    bob.get(ALICE, BLOCKS[0])
+    bob.note(bob.engine.urge(session, CIDS[1:4], bob.now))
+    assert bob.asks(ALICE) == {CIDS[3]}, "the others may be on their way"
+
+
 def test_in_company_a_reader_in_a_hurry_has_no_priority_with_the_holder(bob: Bob) -> None:
     root = Block.of(b"root").cid
     bob.meet(ALICE, CAROL)

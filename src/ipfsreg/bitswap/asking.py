@@ -24,6 +24,9 @@ from ipfsreg.peer_id import PeerId
 TICK_S = 0.1
 """How often late peers are looked for while anything is asked."""
 
+_LEAST_URGENT = MAX_PRIORITY // 2
+"""Priorities below are of what no reader waits for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Received:
@@ -173,8 +176,10 @@ class Asking:
         for place, goal in enumerate(session.urgent.values()):
             priority = MAX_PRIORITY - place
             if goal.priority < priority:
-                goal.priority = priority
-                if goal.asked is not None:
+                # Said once, when it becomes urgent. A question said again for one place more crosses the block on its
+                # way, and the block comes twice.
+                is_news, goal.priority = goal.priority < _LEAST_URGENT, priority
+                if goal.asked is not None and is_news:
                     self._wanted.tell(goal.asked, goal.cid, Kind.WANT_BLOCK, priority)
 
     def forget(self, session: Session, cids: Iterable[Cid], now: float) -> None:

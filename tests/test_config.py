@@ -84,6 +84,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("[fetch]\nupload_bytes_per_s = 100", "bytes a second from 65536"),
         ("[fetch]\nupload_bytes_per_s = -1", "0 for no limit"),
         ("[http]\nrequests_at_once = 1.5", r"http\.requests_at_once = 1\.5: must be a whole number"),
+        ('[http]\ntrusted_proxies = ["proxy.example"]', "an address or a network, as 127.0.0.1"),
         ("[http]\nrequests_burst = 0", "a number from 1 to 1000000"),
         ("[auth]\ntoken_s = 5", r"auth\.token_s = 5\.0: seconds from 10 to 86400"),
         ("[auth]\nfailed_logins_per_min = -1", "a number from 0"),
@@ -149,6 +150,7 @@ def test_every_key_can_come_from_the_environment(tmp_path: Path) -> None:
     values["writers"] = json.dumps([{"repositories": "team/*", "peers": [PEER]}])
     values |= {"token_s": "60", "realm": "https://registry.example/token", "rules": '[{"repositories": "*"}]'}
     values["quotas"] = '[{"repositories": "team/*", "max_bytes": 1}]'
+    values["trusted_proxies"] = "127.0.0.1, 10.0.0.0/8"
     values["groups"] = '[{"name": "team", "users": ["alice"]}]'
     values["issuers"] = '[{"issuer": "https://login.example", "jwks": "/keys.json"}]'
     values |= {"headers": '{"Authorization": "x"}', "endpoint": "http://127.0.0.1/", "sample_ratio": "0.5"}

@@ -7,6 +7,7 @@ naming the key, the value and what would be right. All keys: docs/configuration.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import tomllib
@@ -162,6 +163,8 @@ class HttpConfig(_Section, frozen=True):
     """Path of a PEM file: the certificate, then its chain. Read again when it changes."""
     tls_key: str = ""
     """Path of a PEM file with the certificate's private key."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks of proxies that tell by X-Forwarded-For and X-Forwarded-Proto who the client is."""
     requests_per_s: float = 0.0
     """Requests that one client may send each second; 0: any number."""
     requests_burst: float = 200.0
@@ -564,6 +567,12 @@ def _check(config: Config) -> None:
 
 
 def _check_listen(http: HttpConfig) -> None:
+    for network in http.trusted_proxies:
+        try:
+            ipaddress.ip_network(network, strict=False)
+        except ValueError:
+            right = "an address or a network, as 127.0.0.1 or 10.0.0.0/8"
+            raise ConfigError("http.trusted_proxies", network, right) from None
     for address in http.listen:
         place = address.removeprefix("http://").removeprefix("https://")
         parse_host_port("http.listen", place)

@@ -533,6 +533,30 @@ async def test_failed_logins_of_an_address_are_limited_and_those_who_are_in_stay
         assert await status(client, "GET", "/v2/team/app/tags/list", {}) == 404
 
 
+async def test_behind_a_proxy_each_client_is_itself_and_is_sent_where_it_came_from(
+    closed: ClosedDoor, open_closed: OpenClosed
+) -> None:
+    proxied = {"AUTH_FAILED_LOGINS_PER_MIN": "2", "HTTP_TRUSTED_PROXIES": "127.0.0.1"}
+    async with open_closed(**proxied) as server, connect_http(server.places[0]) as client:
+        guesser = {"X-Forwarded-For": "10.9.9.9, 192.0.2.7", "X-Forwarded-Proto": "https", **basic("bob", "guess")}
+        assert [await status(client, "GET", "/token", guesser) for _ in range(4)] == [401, 401, 429, 429]
+        neighbour = {"X-Forwarded-For": "192.0.2.7, 192.0.2.8", "X-Forwarded-Proto": "https"}
+        assert await status(client, "GET", "/v2/", {**neighbour, **basic("bob")}) == 200
+        answer = await client.request("GET", "/v2/", neighbour)
+        assert challenge_of(answer)["realm"] == "https://registry.test/token"
+    peers = {json.loads(line)["peer"] for line in closed.audit.read_text().splitlines()}
+    assert peers == {"192.0.2.7"}
+
+
+async def test_without_a_trusted_proxy_nobody_says_who_they_are(open_closed: OpenClosed) -> None:
+    async with open_closed(AUTH_FAILED_LOGINS_PER_MIN="2") as server, connect_http(server.places[0]) as client:
+        wrong = [
+            await status(client, "GET", "/v2/", {"X-Forwarded-For": f"192.0.2.{n}", **basic("bob", "guess")})
+            for n in range(4)
+        ]
+        assert wrong == [401, 401, 429, 429]
+
+
 # ---------------------------------------------------------------- what is written down
 
 

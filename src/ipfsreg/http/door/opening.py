@@ -12,6 +12,7 @@ from ipfsreg.config import AuthConfig, Config
 from ipfsreg.errors import ConfigError
 from ipfsreg.http.door.audit import AuditLog
 from ipfsreg.http.door.authenticator import Authenticator
+from ipfsreg.http.door.forwarding import TrustedProxies
 from ipfsreg.http.door.htpasswd import Passwords
 from ipfsreg.http.door.issuers import Issuers, IssuerSettings
 from ipfsreg.http.door.limits import Allowances, AtOnce
@@ -52,9 +53,17 @@ def open_door(config: Config, secret: bytes) -> Iterator[OpenedDoor]:
             reloaded.append(Reloaded((audit.path,), audit.reopen, watched=False))
         requests = Allowances(http.requests_per_s, http.requests_burst) if http.requests_per_s else None
         at_once = AtOnce(http.requests_at_once) if http.requests_at_once else None
+        proxies = TrustedProxies(http.trusted_proxies) if http.trusted_proxies else None
         door = None
-        if any(part is not None for part in (keeper, requests, at_once, audit)):
-            door = Door(keeper=keeper, requests=requests, at_once=at_once, audit=audit, audit_pulls=config.audit.pulls)
+        if any(part is not None for part in (keeper, proxies, requests, at_once, audit)):
+            door = Door(
+                keeper=keeper,
+                proxies=proxies,
+                requests=requests,
+                at_once=at_once,
+                audit=audit,
+                audit_pulls=config.audit.pulls,
+            )
         yield OpenedDoor(door, tuple(reloaded))
     finally:
         if audit is not None:

@@ -19,6 +19,7 @@ from ipfsreg.http import paths
 from ipfsreg.http.door.access import CATALOG, CREATE, PULL, PUSH, Need, need_of
 from ipfsreg.http.door.audit import AuditLog
 from ipfsreg.http.door.authenticator import NOBODY, Authenticator, Caller, claimed_user
+from ipfsreg.http.door.forwarding import TrustedProxies
 from ipfsreg.http.door.limits import Allowances, AtOnce, client_of
 from ipfsreg.http.door.rules import ANONYMOUS, Rules
 from ipfsreg.http.door.token_endpoint import PATH, TokenEndpoint
@@ -82,6 +83,7 @@ class Door:
         self,
         *,
         keeper: Keeper | None = None,
+        proxies: TrustedProxies | None = None,
         requests: Allowances | None = None,
         at_once: AtOnce | None = None,
         audit: AuditLog | None = None,
@@ -89,6 +91,7 @@ class Door:
     ) -> None:
         """*requests* and *at_once* are for each user, or each address of those who are nobody."""
         self._keeper = keeper
+        self._proxies = proxies
         self._requests = requests
         self._at_once = at_once
         self._audit = audit
@@ -103,6 +106,8 @@ class Door:
             Unauthorized, Denied, TooManyRequests.
         """
         keeper = self._keeper
+        if self._proxies is not None:
+            _look_behind(self._proxies, request)
         if keeper is None:
             if self._requests is not None or self._at_once is not None:
                 await self._limit(request, NOBODY)
@@ -166,6 +171,8 @@ class Door:
         """Answer a request for a token. Raises Unauthorized, TooManyRequests, RequestRefused."""
         assert self._keeper is not None
         assert self._keeper.endpoint is not None
+        if self._proxies is not None:
+            _look_behind(self._proxies, request)
         if self._requests is not None:
             await self._limit(request, NOBODY)
         return await self._keeper.endpoint.answer(request)
@@ -198,6 +205,14 @@ class Door:
             path=request.path if action is None else None,
             agent=request.headers.get("user-agent"),
         )
+
+
+def _look_behind(proxies: TrustedProxies, request: Request) -> None:
+    """Let *request* be from the client that a proxy passed it on for."""
+    secure = proxies.is_secure(request.peer, request.headers)
+    if secure is not None:
+        request.secure = secure
+    request.peer = proxies.client(request.peer, request.headers)
 
 
 def _reference(action: paths.Action | None) -> str | None:

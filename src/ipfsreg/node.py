@@ -581,7 +581,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
                 access_log=parts.access_log,
             )
         )
-        parts.front = server
+        parts.front, parts.tls = server, tls
         for url in server.urls:
             logger.info("registry at %s", url)
         yield node

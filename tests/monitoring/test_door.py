@@ -17,6 +17,7 @@ from ipfsreg.config import load_config
 from ipfsreg.crdt.interface import Put
 from ipfsreg.monitoring import door
 from ipfsreg.node import Node, open_node
+from ipfsreg.testing.certificates import Authority
 from ipfsreg.testing.http_client import Answer, HttpClient, connect_http
 
 ROOT = Path(__file__).parents[2]
@@ -77,8 +78,14 @@ EMPTY_JSON = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61ca
 async def test_the_manual_lists_what_is_exported_and_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    endpoints = '[{"name": "ci", "url": "http://127.0.0.1:1/"}]'
-    async with watched_node(tmp_path, caplog, NOTIFICATIONS_ENDPOINTS=endpoints) as (_, client, watcher):
+    issued = Authority(tmp_path / "ca").issue()
+    everything = {
+        "NOTIFICATIONS_ENDPOINTS": '[{"name": "ci", "url": "http://127.0.0.1:1/"}]',
+        "HTTP_LISTEN": "http://127.0.0.1:0,https://127.0.0.1:0",
+        "HTTP_TLS_CERTIFICATE": str(issued.certificate),
+        "HTTP_TLS_KEY": str(issued.key),
+    }
+    async with watched_node(tmp_path, caplog, **everything) as (_, client, watcher):
         await push_image(client)
         answer = await watcher.request("GET", "/metrics")
     exported = {name: kind for name, kind in families_of(answer).items() if name.startswith("ipfsreg_")}

@@ -103,6 +103,9 @@ def _http(parts: Parts) -> Iterator[Metric]:
     yield _counters("ipfsreg_http_received_bytes", "Bytes of requests.", "route", received.items())
     yield _counters("ipfsreg_http_sent_bytes", "Bytes of answers.", "route", sent.items())
     yield _gauge("ipfsreg_http_connections", "Open connections of clients.", parts.front.connections)
+    if parts.tls is not None:
+        expires = parts.tls.credentials.not_after.timestamp()
+        yield _gauge("ipfsreg_tls_certificate_expires_timestamp_seconds", "When the certificate in use ends.", expires)
     yield _counter("ipfsreg_http_turned_away", "Connections of clients for which there was no room.", tally.turned_away)
     if parts.access_log is not None:
         yield _counter(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ipfsreg.database import Database
     from ipfsreg.http.accesslog import AccessLog
     from ipfsreg.http.server import Server
+from ipfsreg.http.tls import Tls
     from ipfsreg.notifications.service import Notifications
     from ipfsreg.p2p.host import Host
     from ipfsreg.pubsub.service import JoinedTopic
@@ -35,6 +36,8 @@ class Parts:
     replica: Replica | None = None
     registry: LocalRegistry | None = None
     front: Server | None = None
+    tls: Tls | None = None
+    """None also where no listener speaks it."""
     access_log: AccessLog | None = None
     notifications: Notifications | None = None
     """None also where there are no endpoints."""

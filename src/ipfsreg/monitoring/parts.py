@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ipfsreg.database import Database
     from ipfsreg.http.accesslog import AccessLog
     from ipfsreg.http.server import Server
-from ipfsreg.http.tls import Tls
+    from ipfsreg.http.tls import Tls
     from ipfsreg.notifications.service import Notifications
     from ipfsreg.p2p.host import Host
     from ipfsreg.pubsub.service import JoinedTopic

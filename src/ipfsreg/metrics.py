@@ -1,7 +1,7 @@
 """Numbers that are cheap to keep: added to where something happens, read when somebody asks.
 
-No library on the hot path: an observation is a binary search and two additions (0.2 µs, where the client library for
-Prometheus takes a lock and 2 µs). What is kept becomes Prometheus' text in `monitoring`.
+No library on the hot path: an observation is a binary search and two additions, where the client library for
+Prometheus takes a lock and several microseconds. What is kept becomes Prometheus' text in `monitoring`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
         ...
         span.set_attribute("ipfsreg.changes", 5)
 
-Switched off, a span is a test of one global and an object that does nothing (0.2 µs). The global is the process's, like
+Switched off, a span is a test of one global and an object that does nothing (0.6 µs). The global is the process's, like
 the standard library's loggers: whoever works deep in a part should not have to be given a tracer.
 
 Parents follow the context of the task: a task started while a span is open belongs to it.

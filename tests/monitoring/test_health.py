@@ -13,6 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from ipfsreg.blockstore import disk
+from ipfsreg.blockstore.room import StoreLimits
 from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.database import open_database
 from ipfsreg.errors import StoreError
@@ -32,11 +33,11 @@ class Synced:
 
 
 @asynccontextmanager
-async def running(directory: Path) -> AsyncIterator[tuple[Parts, Health]]:
+async def running(directory: Path, limits: StoreLimits | None = None) -> AsyncIterator[tuple[Parts, Health]]:
     """A node's store, with a replica that has caught up."""
     async with (
         open_database(directory / "node.db") as database,
-        open_blobstore(directory, database) as (_, blobs),
+        open_blobstore(directory, database, limits) as (_, blobs),
     ):
         parts = Parts(database=database, blobs=blobs)
         parts.replica = cast("Any", Synced())
@@ -81,9 +82,13 @@ async def test_a_node_that_stops_is_not_ready(tmp_path: Path) -> None:
 
 
 async def test_a_disk_that_is_nearly_full_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk.Disk, "room", lambda self: (5 << 20, 1 << 40))
-    async with running(tmp_path) as (_, health):
-        assert await faults_of(health) == {"disk": "5 MiB are free, 64 MiB are needed"}
+    monkeypatch.setattr(disk.Disk, "space", lambda self: (5 << 20, 1 << 40))
+    async with running(tmp_path, StoreLimits(reserve_bytes=64 << 20)) as (_, health):
+        assert await faults_of(health) == {"disk": "5 MiB are free, 64 MiB are kept so"}
+    # Of a small disk less is kept, as for pushes.
+    monkeypatch.setattr(disk.Disk, "space", lambda self: (5 << 20, 40 << 20))
+    async with running(tmp_path, StoreLimits(reserve_bytes=64 << 20)) as (_, health):
+        assert await faults_of(health) == {}
 
 
 async def test_a_store_that_cannot_be_written_is_told(tmp_path: Path) -> None:

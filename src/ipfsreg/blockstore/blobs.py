@@ -138,7 +138,11 @@ class DiskBlobStore:
 
     async def room(self) -> tuple[int, int]:
         """Bytes that can still be written, and bytes the file system holds in all. Raises StoreError."""
-        return await trio.to_thread.run_sync(self._shelf.disk.room)
+        return await trio.to_thread.run_sync(self._shelf.disk.space)
+
+    def kept_free(self, total: int) -> int:
+        """How many bytes of a disk of *total* nobody may fill."""
+        return self._shelf.room.kept_free(total)
 
     async def try_to_write(self) -> None:
         """Write a small file and take it away. Raises StoreFull, StoreError."""

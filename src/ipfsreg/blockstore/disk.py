@@ -136,16 +136,6 @@ class Disk:
             status = os.statvfs(self.directory)
         return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
 
-    def free_bytes(self) -> int:
-        """What an unprivileged process can still write."""
-        return self.room()[0]
-
-    def room(self) -> tuple[int, int]:
-        """What an unprivileged process can still write, and what the file system holds in all, in bytes."""
-        with naming_errors():
-            status = os.statvfs(self.directory)
-        return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
-
     def try_to_write(self) -> None:
         """Write a small file and take it away again. Raises StoreFull, StoreError."""
         path = self.scratch / secrets.token_hex(8)

@@ -68,6 +68,10 @@ class Room:
 
     # ---------------------------------------------------------------- asking
 
+    def kept_free(self, total: int) -> int:
+        """How many bytes of a disk of *total* nobody may fill."""
+        return min(self._limits.reserve_bytes, total // RESERVED_PART)
+
     def check_upload(self, key: str, more: int) -> None:
         """Whether *more* bytes of the upload *key* fit.
 
@@ -97,7 +101,7 @@ class Room:
     def _check(self, more: int, promised: int, what: str) -> None:
         promised += self.arriving()
         free, total = self._disk.space()
-        kept = min(self._limits.reserve_bytes, total // RESERVED_PART)
+        kept = self.kept_free(total)
         if more + promised + kept > free:
             raise StoreFull(
                 f"no room left on the disk of the store for {more} bytes {what}: {free} are free, {kept} are kept so "

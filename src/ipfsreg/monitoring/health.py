@@ -31,9 +31,6 @@ KEEP_S = 5.0
 PATIENCE_S = 3.0
 """How long an answer waits for the checks of the store."""
 
-MIN_FREE_BYTES = 64 * 1024 * 1024
-"""Below this a disk counts as full: the database alone may need as much for its log."""
-
 TICK_S = 0.25
 
 PATHS = frozenset(("/healthz", "/readyz"))
@@ -101,13 +98,14 @@ class Health:
         assert blobs is not None
         assert database is not None
         try:
-            free, _ = await blobs.room()
+            free, total = await blobs.room()
             await blobs.try_to_write()
             await database.write(lambda db: None)
         except StoreError as error:
             return [Check("store", str(error))]
-        if free < MIN_FREE_BYTES:
-            return [Check("store"), Check("disk", f"{free >> 20} MiB are free, {MIN_FREE_BYTES >> 20} MiB are needed")]
+        kept = blobs.kept_free(total)
+        if free <= kept:
+            return [Check("store"), Check("disk", f"{free >> 20} MiB are free, {kept >> 20} MiB are kept so")]
         return [Check("store"), Check("disk")]
 
     async def tick(self) -> None:

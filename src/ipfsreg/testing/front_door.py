@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from ipfsreg.blockstore.memory import MemoryBlobStore, MemoryBlockstore
 from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.crdt.memory import MemoryNames
 from ipfsreg.database import Database, open_database
+from ipfsreg.http.accesslog import AccessLog
 from ipfsreg.http.app import make_app
+from ipfsreg.http.connection import Handler
 from ipfsreg.http.door.service import Door
 from ipfsreg.http.server import Server, open_server
 from ipfsreg.http.tls import Tls
@@ -32,6 +34,8 @@ async def open_front_door(
     wait_heads_s: float = 5.0,
     door: Door | None = None,
     tls: Tls | None = None,
+    access_log: AccessLog | None = None,
+    wrap: Callable[[Handler], Handler] = lambda handler: handler,
 ) -> AsyncIterator[Server]:
     """Serve an empty registry on *listen*; blobs are kept in memory, or in *directory*.
 
@@ -52,7 +56,7 @@ async def open_front_door(
             upload_secret=bytes(32),
             settings=RegistrySettings(give_up_s=give_up_s, wait_heads_s=wait_heads_s),
         ) as registry,
-        open_server(make_app(registry, door), listen=[listen], tls=tls) as server,
+        open_server(wrap(make_app(registry, door)), listen=[listen], tls=tls, access_log=access_log) as server,
     ):
         yield server
 

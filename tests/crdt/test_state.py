@@ -496,3 +496,52 @@ def test_what_was_seen_early_and_overwritten_does_not_come_back_when_the_new_val
     tables.receive(deletion, old)
     assert b"early" not in tables.names.values()
     assert tables.names == {"/k": b"old"}, "the exception: what nobody could know of when it was overwritten"
+
+
+# --------------------------------------------------------------------- stuck tips
+
+
+def test_a_tip_that_nobody_announces_is_given_up_with_all_that_it_alone_led_to(tables: Tables) -> None:
+    base = node(a="1")
+    missing = node([base], b="1")
+    shared = node([missing], c="1")
+    stuck, alive = node([shared], k="stuck"), node([shared], l="alive")
+    lost = node([node(z="1")], m="lost")
+    tables.receive(base)
+    tables.apply(Work(tips=[stuck.multihash, alive.multihash, lost.multihash], arrivals=[stuck, alive, shared, lost]))
+    assert tables.names == {"/a": b"1", "/c": b"1", "/k": b"stuck", "/l": b"alive", "/m": b"lost"}
+    assert tables.apply(Work(expire_tips=True)).forgotten == [], "each has one period"
+    tables.apply(Work(tips=[alive.multihash]))
+    outcome = tables.apply(Work(expire_tips=True))
+    assert set(outcome.forgotten) == {stuck.multihash, lost.multihash, *lost.links}
+    assert tables.names == {"/a": b"1", "/c": b"1", "/l": b"alive"}
+    assert outcome.tips_left == 1
+    tables.receive(missing)
+    tables.check_tidy()
+    assert tables.heads == {alive.multihash}
+    tables.apply(Work(tips=[stuck.multihash]))
+    tables.receive(stuck)
+    assert tables.names == state_of([base, missing, shared, stuck, alive]), "announced again, it counts again"
+    tables.check_tidy()
+
+
+@settings(max_examples=100, deadline=None)
+@given(histories(), st.integers(0, 2**32))
+def test_giving_up_anything_at_any_time_changes_nothing_in_the_end(history: History, seed: int) -> None:
+    rng = Random(seed)
+    tables = Tables()
+    order = rng.sample(history.nodes, len(history.nodes))
+    for one in order:
+        tables.apply(Work(arrivals=[one], tips=[rng.choice(history.nodes).multihash], expire_tips=rng.random() < 0.4))
+    for _ in range(2):
+        tables.apply(Work(expire_tips=True))
+    whole: dict[bytes, Node] = {}
+    closed = {mh for (mh,) in tables.db.execute("SELECT multihash FROM crdt_nodes WHERE state = 3")}
+    for one in history.nodes:
+        if one.multihash in closed:
+            whole[one.multihash] = one
+    assert tables.names == state_of(whole.values()), "what is not whole is gone without a trace"
+    tables.receive(*history.nodes)
+    assert tables.names == state_of(history.nodes)
+    tables.check_tidy()
+    tables.db.close()

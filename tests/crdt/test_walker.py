@@ -16,6 +16,7 @@ from ipfsreg.crdt.walker import PATIENCE_S, Walker
 from ipfsreg.database import Database
 from ipfsreg.ipld.block import Block
 from ipfsreg.ipld.cid import DAG_PB
+from ipfsreg.ipld.dag_pb import PBNode
 from ipfsreg.testing.inline_database import open_inline_database
 from ipfsreg.testing.network import peer_of
 from ipfsreg.testing.replicas import ReplicaSwarm, SwarmBlocks, TableBlockstore
@@ -130,3 +131,20 @@ async def test_a_block_that_is_no_node_is_brought_as_such(tmp_path: Path, autoju
         (arrival,) = batch.work.arrivals
         assert isinstance(arrival, VoidNode)
         assert arrival.multihash == void.cid.multihash
+
+
+async def test_a_node_of_very_many_elements_is_parsed_beside_everything_else(tmp_path: Path) -> None:
+    block = Block.of(PBNode((), b"\x0a\x04\x0a\x02/a" * 340_000 + b"\x18\x01").encode(), DAG_PB)
+    turns = 0
+
+    async def spin() -> None:
+        nonlocal turns
+        while True:
+            await trio.sleep(0.001)
+            turns += 1
+
+    async with scene(tmp_path, []) as here, trio.open_nursery() as nursery:
+        nursery.start_soon(spin)
+        await here.walker.bring(block)
+        nursery.cancel_scope.cancel()
+    assert turns > 5, "half a second in one piece lets nobody else have a turn"

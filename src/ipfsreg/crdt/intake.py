@@ -66,6 +66,7 @@ class Intake:
         self._commits: list[Commit] = []
         self._claims: list[Claim] = []
         self._join_heads = False
+        self._expire_tips = False
         self._again = True
         self._closed = False
         self._wake = trio.Event()
@@ -140,6 +141,11 @@ class Intake:
         self._join_heads = True
         self._wake.set()
 
+    def expire_tips(self) -> None:
+        """Ask for tips to be given up that nobody announced since this was asked for last."""
+        self._expire_tips = True
+        self._wake.set()
+
     def again(self) -> None:
         """Ask for a transaction without work of its own: nodes are left to be closed."""
         self._again = True
@@ -152,7 +158,15 @@ class Intake:
 
     async def take(self) -> Batch | None:
         """The next transaction's work, as soon as there is any; None after `close`. Ends with `taken_in`."""
-        while not (self._tips or self._arrivals or self._commits or self._claims or self._join_heads or self._again):
+        while not (
+            self._tips
+            or self._arrivals
+            or self._commits
+            or self._claims
+            or self._join_heads
+            or self._expire_tips
+            or self._again
+        ):
             if self._closed:
                 return None
             self._wake = trio.Event()
@@ -164,9 +178,14 @@ class Intake:
         commits, self._commits = self._commits[:MAX_COMMITS], self._commits[MAX_COMMITS:]
         claims, self._claims = self._claims[:1], self._claims[1:]
         work = Work(
-            tips, list(self._writing.values()), [commit.changes for commit in commits], self._join_heads, claims
+            tips,
+            list(self._writing.values()),
+            [commit.changes for commit in commits],
+            self._join_heads,
+            expire_tips=self._expire_tips,
+            claims=claims,
         )
-        self._join_heads = self._again = False
+        self._join_heads = self._expire_tips = self._again = False
         return Batch(work, tuple(commits))
 
     def taken_in(self, arrivals: Iterable[Arrival]) -> None:

@@ -65,6 +65,9 @@ MERGE_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 6
 MAX_TIMED = 4096
 """Announced heads whose time is taken."""
 
+TIP_PERIOD_S = 6 * 3600.0
+"""A head that nobody announced for a whole such period, and that is not here wholly, is given up."""
+
 CHOICE_S = 2.0
 """How long an empty replica waits to learn whether those it met offer checkpoints."""
 
@@ -173,6 +176,7 @@ class Replica:
         self.merge_seconds = Histogram(MERGE_SECONDS)
         """How long it took from hearing of a head to having all below it."""
         self._changed = trio.Event()
+        self._hears = False
         self._met = trio.Event()
         self._heard = trio.Event()
         self._synced = trio.Event()
@@ -358,6 +362,9 @@ class Replica:
             logger.warning("node %s breaks a rule and does not count: %s", node_cid(multihash), fault)
         for multihash, key in outcome.withheld:
             logger.warning("node %s writes %s, which its author may not: it does not count", node_cid(multihash), key)
+        if outcome.forgotten:
+            logger.warning("%d nodes that nobody announces any more are given up", len(outcome.forgotten))
+            self._walker.forget(outcome.forgotten)
         if outcome.checkpoint_changed:
             self._tell_of_checkpoint()
         if outcome.changes:
@@ -450,6 +457,7 @@ class Replica:
                 if known == state.STORED:
                     self._walker.hint(message.author)
         if heads:
+            self._hears = True
             self._met.set()
             self._heard.set()
 
@@ -529,6 +537,14 @@ class Replica:
                 await self._changed.wait()
             else:
                 await trio.sleep_until(patient_until)
+
+    async def _expire_tips(self) -> None:
+        while True:
+            # Who hears nobody cannot tell what is not announced any more.
+            self._hears = False
+            await trio.sleep(TIP_PERIOD_S)
+            if self._hears:
+                self._intake.expire_tips()
 
     async def _find_sync(self) -> None:
         """Decide when the replica is ready."""
@@ -620,6 +636,7 @@ async def open_replica(
                 replica._find_sync,
                 replica._take_checkpoint,
                 replica._watch_checkpoint,
+                replica._expire_tips,
                 replica._join_heads,
             ):
                 nursery.start_soon(task)

@@ -87,6 +87,7 @@ INSERT INTO crdt_counts VALUES ('names', 0)
     + entries.WITHHOLDING,
     claims.SCHEMA,
     "CREATE TABLE crdt_epoch (number INTEGER NOT NULL, sealed INTEGER NOT NULL, seed BLOB)",
+    "ALTER TABLE crdt_tips ADD COLUMN announced INTEGER NOT NULL DEFAULT 1",
 )
 """For `Database.prepare`."""
 
@@ -133,6 +134,8 @@ class Work:
     """Writes of ours, each to stand in one delta."""
     join_heads: bool = False
     """Write a node that only joins all heads."""
+    expire_tips: bool = False
+    """Give up the announced nodes that nobody has announced since the last time this was asked for."""
     claims: Sequence[Claim] = ()
     """Steps of a checkpoint that is being taken."""
     starting: bool = False
@@ -154,6 +157,8 @@ class Outcome:
     """Nodes that were quarantined, each with the rule it breaks."""
     withheld: list[tuple[bytes, str]] = field(default_factory=list)
     """Nodes that wanted to change what their authors may not, each with one such key."""
+    forgotten: list[bytes] = field(default_factory=list)
+    """Nodes that are not waited for any more."""
     checkpoint_changed: bool = False
     """The checkpoint is in another state than before."""
     tips_left: int = 0
@@ -173,6 +178,8 @@ def apply(
     transaction = _Transaction(db, blocks, writers, signer)
     if work.starting:
         transaction.heed_rules()
+    if work.expire_tips:
+        transaction.expire_tips()
     for tip in work.tips:
         transaction.want(tip)
     for claim in work.claims:
@@ -264,13 +271,51 @@ class _Transaction:
 
     def want(self, multihash: bytes) -> None:
         """Remember an announced node until it is closed."""
-        if self._count("crdt_tips") >= MAX_WANTED_TIPS:
+        known = self._db.execute(
+            "UPDATE crdt_tips SET announced = 1 WHERE node = (SELECT number FROM crdt_nodes WHERE multihash = ?)",
+            (multihash,),
+        )
+        if known.rowcount or self._count("crdt_tips") >= MAX_WANTED_TIPS:
             return
         number, state = self._row(multihash, WANTED)
         if state in (CLOSED, VOID):
             return
         self._set_wanted(number, state)
-        self._db.execute("INSERT OR IGNORE INTO crdt_tips VALUES (?)", (number,))
+        self._db.execute("INSERT INTO crdt_tips VALUES (?, 1)", (number,))
+
+    def expire_tips(self) -> None:
+        """Give up the tips that were not announced since the last call, and all that only they lead to.
+
+        Whoever has a head says it every minute or so. What nobody says for a whole period is gone with who wrote it,
+        or was never there; if it comes back, it is announced, and the walk begins anew. Reads all nodes: a third of a
+        second for a million.
+        """
+        self._db.execute("DELETE FROM crdt_tips WHERE announced = 0")
+        self._db.execute("UPDATE crdt_tips SET announced = 0")
+        # What is closed is never waited for; what is not, some tip leads to, or one did.
+        rows = self._db.execute(
+            "WITH RECURSIVE led (node) AS (SELECT node FROM crdt_tips UNION"
+            " SELECT child FROM led JOIN crdt_links ON parent = led.node JOIN crdt_nodes ON number = child"
+            " WHERE state IN (1, 2))"
+            " SELECT number, multihash, state, priority, merged FROM crdt_nodes"
+            " WHERE state IN (1, 2) AND number NOT IN (SELECT node FROM led)"
+        ).fetchall()
+        for number, multihash, state, priority, merged in rows:
+            if merged:
+                self._entries.withdraw(number, priority)
+            if state == STORED:
+                for sql in (
+                    "DELETE FROM crdt_links WHERE parent = ?",
+                    "DELETE FROM crdt_waits WHERE parent = ?",
+                    "DELETE FROM crdt_held WHERE node = ?",
+                ):
+                    self._db.execute(sql, (number,))
+            self._db.execute(
+                "UPDATE crdt_nodes SET state = 0, priority = 0, waiting = 0, merged = 0, dag = '', author = NULL,"
+                " fault = NULL WHERE number = ?",
+                (number,),
+            )
+            self._outcome.forgotten.append(multihash)
 
     def claim(self, claim: Claim) -> None:
         """Do one step of a checkpoint."""

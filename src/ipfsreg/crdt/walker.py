@@ -104,6 +104,12 @@ class Walker:
         if self._frontier.overflowed:
             self._wake.set()
 
+    def forget(self, multihashes: Iterable[bytes]) -> None:
+        """Nodes that nobody leads to any more are not fetched."""
+        for multihash in multihashes:
+            self._frontier.arrived(multihash)
+            self._announced.discard(multihash)
+
     def failed(self, multihashes: Iterable[bytes]) -> None:
         """Nodes that came could not be written: fetch them again, a little later."""
         for multihash in multihashes:

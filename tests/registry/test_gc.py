@@ -493,3 +493,16 @@ async def test_a_push_between_a_look_and_its_deletions_keeps_what_it_relies_on(
     assert links_of(alice) == {str(Digest.of(data)) for data in (b"{}", b"layer")}
     await collect_all(alice)
     assert await alice.read_blob(APP, Digest.of(b"layer")) == b"layer"
+
+
+async def test_blobs_are_looked_at_some_at_a_time(alice: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipfsreg.registry.gc.BLOBS_AT_ONCE", 3)
+    monkeypatch.setattr("ipfsreg.registry.gc.DELETED_AT_ONCE", 2)
+    layers = [b"%d" % number for number in range(12)]
+    await alice.push_image(APP, "kept", *layers[::2])
+    other = await alice.push_image(APP, "deleted", *layers)
+    await alice.registry.delete_manifest(APP, other.digest)
+    reports = await collect_all(alice)
+    assert sum(report.deleted_blobs for report in reports) == 7
+    assert len(list(alice.blobs.blobs())) == 8
+    assert alice.database.read("SELECT item FROM gc_condemned").fetchall() == []

@@ -56,7 +56,10 @@ SLICE_S = 0.002
 PAGE = 200
 """Names read at a time, well under a millisecond."""
 
-DELETED_AT_ONCE = 32
+BLOBS_AT_ONCE = 500
+"""Looked at and judged together."""
+
+DELETED_AT_ONCE = 128
 """Blobs whose transactions may meet in one commit."""
 
 CHANGES_AT_ONCE = 500
@@ -73,7 +76,7 @@ _TABLES = (
     """,
 )
 
-_BLOB, _PENDING = "blob ", "pending "
+_BLOB, _BLOBS_END, _PENDING = "blob ", "blob!", "pending "
 """What items begin with that are no keys of names: those begin with a slash."""
 
 
@@ -319,7 +322,7 @@ class _Look:
             found[catalog.link_key(repository, digest)] = _Garbage(digest, "link", "no manifest names it")
         held = {key for key, garbage in found.items() if self._c._holds.told(repository, garbage.digest) is not None}
         now = {key: _version((seen.get(key) or self._versions(repository, key))[key]) for key in found}
-        due = await self._judge(prefix, found, now, held, repository, self._grace_s)
+        due = await self._judge(known, found, now, held, repository, self._grace_s)
         # Whatever is due was condemned before this look, so it is among those seen.
         changes = [Delete(one, versions) for key in due for one, versions in seen[key].items()]
         self._report.deleted_names += len(due)
@@ -392,7 +395,7 @@ class _Look:
             if self._c._holds.told(repository, digest) is not None:
                 held.add(item)
             await self._pace.rest()
-        due = await self._judge(_PENDING, found, versions, held, None, self._grace_s)
+        due = await self._judge(self._known(_PENDING), found, versions, held, None, self._grace_s)
         for item in due:
             _, repository_name, text = item.split(" ")
             if not self._report.dry_run:
@@ -414,20 +417,33 @@ class _Look:
         )
 
     async def at_blobs(self) -> None:
-        """The whole blobs that lie here."""
+        """The whole blobs that lie here, some at a time: their number must hold nobody up."""
+        page: list[BlobInfo] = []
+        after = _BLOB
+        for info in self._c._blobs.blobs():
+            page.append(info)
+            await self._pace.rest()
+            if len(page) == BLOBS_AT_ONCE:
+                after = await self._at_page(page, after, f"{_BLOB}{info.digest}")
+                page = []
+        await self._at_page(page, after, _BLOBS_END)
+
+    async def _at_page(self, page: list[BlobInfo], after: str, last: str) -> str:
+        """Look at the blobs whose items lie behind *after* and up to *last*; return *last*."""
         found: dict[str, _Garbage] = {}
         infos: dict[str, BlobInfo] = {}
-        for info in self._c._blobs.blobs():
+        for info in page:
             if not self.is_needed(info.digest):
                 item = f"{_BLOB}{info.digest}"
                 found[item] = _Garbage(info.digest, "blob", "no repository refers to it")
                 infos[item] = info
             await self._pace.rest()
-        due = await self._judge(_BLOB, found, dict.fromkeys(found, b""), (), None, self._blob_grace_s)
+        known = self._read(after, last)
+        due = await self._judge(known, found, dict.fromkeys(found, b""), (), None, self._blob_grace_s)
         if self._report.dry_run:
-            self._report.deleted_blobs = len(due)
-            self._report.deleted_bytes = sum(infos[item].size for item in due)
-            return
+            self._report.deleted_blobs += len(due)
+            self._report.deleted_bytes += sum(infos[item].size for item in due)
+            return last
         for batch in _batches(due, DELETED_AT_ONCE):
             await self._c._providing.withdraw([infos[item].root for item in batch])
             async with trio.open_nursery() as nursery:
@@ -435,6 +451,7 @@ class _Look:
                     nursery.start_soon(self._delete, infos[item])
             await self._c._database.write(partial(_note, {}, batch))
             await self._pace.rest()
+        return last
 
     async def _delete(self, info: BlobInfo) -> None:
         try:
@@ -452,15 +469,18 @@ class _Look:
     # --------------------------------------------------------------- sentences
 
     def _known(self, prefix: str) -> dict[str, Sentence]:
+        return self._read(prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1))
+
+    def _read(self, after: str, last: str) -> dict[str, Sentence]:
+        """The sentences of items behind *after*, up to *last*."""
         rows = self._c._database.read(
-            "SELECT item, version, since FROM gc_condemned WHERE item >= ? AND item < ?",
-            (prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)),
+            "SELECT item, version, since FROM gc_condemned WHERE item > ? AND item <= ?", (after, last)
         )
         return {item: Sentence(version, since) for item, version, since in rows}
 
     async def _judge(
         self,
-        prefix: str,
+        known: Mapping[str, Sentence],
         found: Mapping[str, _Garbage],
         versions: Mapping[str, bytes],
         held: Collection[str],
@@ -468,7 +488,6 @@ class _Look:
         grace_s: float,
     ) -> list[str]:
         """What of *found* may go. The rest is noted for later."""
-        known = self._known(prefix)
         verdict = judge(known, versions, held, now_s=self._now_s, grace_s=grace_s)
         due = set(verdict.due)
         for item, garbage in found.items():

@@ -17,6 +17,7 @@ import trio
 
 from ipfsreg.bitswap.service import open_bitswap
 from ipfsreg.blockstore.blobs import DiskBlobStore
+from ipfsreg.blockstore.room import StoreLimits
 from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica
 from ipfsreg.database import Database, open_database
@@ -114,7 +115,12 @@ def index_of(*manifests: bytes) -> bytes:
 
 @asynccontextmanager
 async def open_site(
-    swarm: MemorySwarm, directory: Path, name: str, *friends: str, settings: RegistrySettings | None = None
+    swarm: MemorySwarm,
+    directory: Path,
+    name: str,
+    *friends: str,
+    settings: RegistrySettings | None = None,
+    limits: StoreLimits | None = None,
 ) -> AsyncIterator[Site]:
     """The node *name* on `directory/name`, connected to its *friends*, for as long as the block lasts."""
     endpoint = swarm.endpoint(name)
@@ -122,7 +128,7 @@ async def open_site(
     place.mkdir(exist_ok=True)
     async with (
         open_database(place / "node.db") as database,
-        open_blobstore(place, database) as (store, blobs),
+        open_blobstore(place, database, limits) as (store, blobs),
         open_bitswap(endpoint, store) as bitswap,
         open_pubsub(endpoint) as pubsub,
         pubsub.join("names") as topic,

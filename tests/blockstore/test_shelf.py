@@ -178,3 +178,17 @@ async def test_a_lost_database_does_not_cost_the_blobs(tmp_path: Path) -> None:
         await blobs.put_whole(bytes(100_000))
         await blobs._shelf.sweep()
         assert all(path.exists() for path in lost)
+
+
+async def test_files_beside_a_database_that_knows_no_blob_are_left_alone(tmp_path: Path) -> None:
+    async with open_in(tmp_path) as (_, blobs):
+        await blobs.put_whole(LAYER)
+    for path in tmp_path.glob("db*"):
+        path.unlink()
+    (file,) = [path for path in (tmp_path / "store" / "blobs").glob("*/*/*") if path.is_file()]
+    async with open_in(tmp_path) as (_, blobs):
+        await blobs._shelf.sweep()
+        assert file.exists(), "the database was lost, and the file is all there is"
+        await blobs.put_whole(MANIFEST)
+        await blobs._shelf.sweep()
+    assert not file.exists(), "a database in use knows what it has"

@@ -209,7 +209,8 @@ class Shelf:
             unknown = sum(digest is None or not is_known(digest) for _, digest in found)
             if unknown > STRAY_FILES or (unknown and not is_used):
                 logger.error(
-                    "the database knows nothing of %d files in %s: was node.db lost? They are left alone; `ipfsreg repair` takes them in",
+                    "the database knows nothing of %d files in %s: was node.db lost? They are left alone; "
+                    "`ipfsreg repair` takes them in",
                     unknown,
                     self.disk.directory,
                 )

@@ -383,7 +383,7 @@ def look(swarm: Swarm, repository: str, tags: list[str]) -> dict[str, Shown]:
                 values[tag] = answer.headers["Docker-Content-Digest"] if answer.status_code == 200 else None
                 if answer.status_code not in (200, 404):
                     swarm.findings.append(f"{name}: {repository}:{tag} is answered {answer.status_code} {answer.text}")
-                logs[tag] = log_of(node, repository, tag, dag)
+                logs[tag] = log_of(swarm, node, repository, tag, dag)
                 for move in logs[tag]:
                     path = f"/v2/{repository}/manifests/{move.to}"
                     if move.to is not None and patiently(swarm, client, "HEAD", path).status_code != 200:
@@ -403,12 +403,23 @@ def patiently(swarm: Swarm, client: httpx.Client, method: str, path: str) -> htt
                 raise
 
 
-def log_of(node: Daemon, repository: str, tag: str, dag: Dag) -> tuple[LoggedMove, ...]:
+def ask_patiently(swarm: Swarm, node: Daemon, path: str, fields: dict[str, str]) -> dict[str, Any]:
+    """The same at the admin door."""
+    while True:
+        began = time.monotonic()
+        try:
+            return ask(node.config, path, fields)
+        except NotRunning:
+            if not swarm.heartbeat.stood_still_since(began):
+                raise
+
+
+def log_of(swarm: Swarm, node: Daemon, repository: str, tag: str, dag: Dag) -> tuple[LoggedMove, ...]:
     mark = f"/r/{repository}/_h/{tag}/"
     mine = {key[len(mark) :]: place for key, place in dag.places.items() if key.startswith(mark)}
     if not mine:
         return ()
-    moves = ask(node.config, "/log", {"repository": repository, "tag": tag})["moves"]
+    moves = ask_patiently(swarm, node, "/log", {"repository": repository, "tag": tag})["moves"]
     keys = [(move["when_us"], move["peer"]) for move in moves]
     by_time = {int(suffix.partition("-")[0], 16): place for suffix, place in mine.items()}
     found: dict[MoveKey, int] = {key: by_time[key[0]] for key in keys}

@@ -183,8 +183,8 @@ async def test_a_lost_database_does_not_cost_the_blobs(tmp_path: Path) -> None:
 async def test_files_beside_a_database_that_knows_no_blob_are_left_alone(tmp_path: Path) -> None:
     async with open_in(tmp_path) as (_, blobs):
         await blobs.put_whole(LAYER)
-    for path in tmp_path.glob("db*"):
-        path.unlink()
+    for name in ("db", "db-wal", "db-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
     (file,) = [path for path in (tmp_path / "store" / "blobs").glob("*/*/*") if path.is_file()]
     async with open_in(tmp_path) as (_, blobs):
         await blobs._shelf.sweep()

@@ -68,13 +68,17 @@ class Docker:
 
 
 @contextmanager
-def open_docker(place: Place, *, containerd_store: bool, cli: Origin | None = None) -> Iterator[Docker]:
-    """A dockerd for as long as the block lasts, without any network of its own. *cli*: of `docker`, if another one."""
+def open_docker(
+    place: Place, *, containerd_store: bool, needs_system_trust: bool = False, cli: Origin | None = None
+) -> Iterator[Docker]:
+    """A dockerd for as long as the block lasts, without any network of its own.
+
+    *needs_system_trust*: `certs.d` is not enough for it. *cli*: of `docker`, if another one.
+    """
     directory = place.directory
     socket, config = directory / "d.sock", directory / "daemon.json"
     driver = {} if containerd_store else {"storage-driver": "overlay2"}
-    if containerd_store and place.authority:
-        # docker 28 asks the token service, unlike the registry, with the system's authorities alone.
+    if needs_system_trust and place.authority:
         place = replace(place, variables={"SSL_CERT_FILE": str(place.authority)})
     config.write_text(json.dumps({"features": {"containerd-snapshotter": containerd_store}} | driver))
     command: list[str | Path] = ["dockerd", "--config-file", config, "-H", f"unix://{socket}"]

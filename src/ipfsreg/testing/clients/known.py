@@ -54,7 +54,8 @@ def _plain(make: Callable[[Place], C]) -> Callable[[Place], AbstractContextManag
 
 
 _graphdriver = partial(open_docker, containerd_store=False)
-_containerd_store = partial(open_docker, containerd_store=True)
+# docker 28 asks the token service, unlike the registry, with the system's authorities alone; 29 does not.
+_containerd_store = partial(open_docker, containerd_store=True, needs_system_trust=True)
 # The client's module cannot be built by itself.
 _newest = partial(open_docker, containerd_store=True, cli=NEWER_DEBIAN)
 _DOCKER = ("docker", "dockerd", "containerd", "runc")

@@ -1,6 +1,6 @@
 """How much faster four providers are than one, each on a link of its own.
 
-    python bench/providers.py                      # 4 against 1, 50 Mbit/s each, a layer of 50 MB; a minute
+    python bench/providers.py                      # 4 against 1, 50 Mbit/s each, a layer of 200 MB; five minutes
 
 The taker's link is as wide as all of theirs together. The providers get the image before, over links that are not
 limited; the taker has never seen it. Needs root (ipfsreg.testing.namespaces).
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--providers", type=int, default=4)
     parser.add_argument("--mbit", type=float, default=50)
-    parser.add_argument("--mb", type=float, default=50)
+    parser.add_argument("--mb", type=float, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="ipfsreg-providers."))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ipfsreg.p2p.addresses import split_peer
@@ -129,6 +130,24 @@ def test_when_all_providers_are_gone_what_came_is_kept_for_when_one_returns(tmp_
         pull_at_once([Pull(lan["carol"], image)])
         received = carol.status()["bitswap"]["bytes_received"]
         assert 0 < received < SIZE // 2 + MIB, "what had come before the crash did not come again"
+
+
+@needs_namespaces
+def test_what_a_range_needs_comes_first(tmp_path: Path, lan: Lan) -> None:
+    with Cluster(tmp_path) as cluster:
+        (_, _, carol), image = push(cluster, lan)
+        lan["carol"].shape(8)
+        start = SIZE - 2 * MIB
+        with lan["carol"].entered():
+            answer = httpx.get(
+                carol.url(f"/v2/team/app/blobs/{image.layers[0]}"),
+                headers={"Range": f"bytes={start}-{start + MIB - 1}"},
+                timeout=60,
+            )
+        received = carol.status()["bitswap"]["bytes_received"]
+        assert (answer.status_code, len(answer.content)) == (206, MIB)
+        # A mebibyte takes a second.
+        assert received < 5 * MIB, "all that lies before the range did not come before it"
 
 
 @pytest.fixture

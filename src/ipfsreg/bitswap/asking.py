@@ -454,6 +454,9 @@ class Asking:
         for session in list(self._wanted.sessions.values()):
             if session.asked:
                 self._hurry(session, now)
+            if session.unasked:
+                # Whom _hurry relieved has time again, and nothing else may ever remind it.
+                self._fill_session(session, now)
             self._consider_search(session, now)
         for source in list(self._wanted.sources.values()):
             if self._recruiting.judge(source, now):

@@ -458,7 +458,7 @@ def test_a_crowd_that_pulls_at_once_is_done_soon_after_its_links_allow(nodes: in
     result = flash_crowd(nodes, seed=seed)
     # Measured: 1.12, 1.28 and 1.43; asking in turn for everything, sixteen would need fifteen times the ideal.
     assert result.last_s < {4: 1.25, 8: 1.4, 16: 1.6}[nodes] * result.ideal_s
-    assert result.duplicates <= 0.05
+    assert result.duplicates <= 0.03
     assert result.sent["node 0"] <= 1.6 * 50 * MIB
 
 

@@ -6,7 +6,7 @@ draws its own lots, unless it has been alone for a while. So peers that pull the
 different blocks to give each other.
 In such company a reader's haste counts less: all readers wait for the same block, and if all asked the one holder for
 it, it would send nothing but this block. It is asked first of those who got it meanwhile, and of the holder by the one
-whose lot it is (docs/decisions/0056).
+whose lot it is (docs/decisions/0026).
 
 The peers. A peer is *full* as long as nothing says otherwise: it said HAVE, it was named by the caller, it is a
 provider. It is asked for any block. Once it said DONT_HAVE it is *partial*, as is a peer that wants what we want: it is

@@ -3,7 +3,7 @@
 A block can be passed on only once it has arrived whole, so in a crowd few at a time are better: as many as keep a block
 from taking longer than most of a second, and at least two. More go on where they carry more: half as many again are
 tried, and if the link then carries noticeably more they stay and still more are tried at once. If not, the next trial
-is whether fewer would do; trials that change nothing come ever less often (docs/decisions/0058).
+is whether fewer would do; trials that change nothing come ever less often (docs/decisions/0026).
 """
 
 from __future__ import annotations

@@ -23,6 +23,9 @@ from ipfsreg.testing.network import peer_of
 
 MIB = 1024 * 1024
 
+_WORTH_BREAKING_BYTES = 256 * 1024
+"""As in `voice`."""
+
 LAYERS_AT_ONCE = 3
 """What docker pulls at a time."""
 
@@ -99,6 +102,8 @@ class Crowd:
         self._moved_at = 0.0
         self._generation = 0
         self._pulling: set[Node] = set()
+        self.broken_off = 0
+        """Transfers."""
 
     # ---------------------------------------------------------------- set-up
 
@@ -211,6 +216,8 @@ class Crowd:
                 other = self.nodes.get(peer)
                 if other is not None and node.peer in self.nodes:
                     self._do(other, other.engine.receive_message(node.peer, taken, self.now))
+                    if any(entry.cancel for entry in taken.entries):
+                        self._break_off(other, node)
 
             self.at(self.now + self._latency_s, deliver)
 
@@ -246,6 +253,24 @@ class Crowd:
         self._advance()
         self._queues[node.peer, give.peer].append(Transfer(node, taker, give, give.size))
         self._share()
+
+    def _break_off(self, giver: Node, taker: Node) -> None:
+        """Stop what *giver* sends to *taker* if that does not want it any more and much is left."""
+        queue = self._queues[giver.peer, taker.peer]
+        if not queue or queue[0].released:
+            return
+        transfer = queue[0]
+        self._advance()
+        if transfer.left - self._buffer_bytes <= _WORTH_BREAKING_BYTES or any(
+            giver.engine.is_wanted(transfer.give, cid) for cid in transfer.give.cids
+        ):
+            return
+        queue.popleft()
+        self.broken_off += 1
+        giver.sent += int(transfer.give.size - transfer.left)
+        taker.engine.receive_break(giver.peer)
+        self._share()
+        self._do(giver, giver.engine.given(transfer.give, self.now))
 
     def _active(self) -> Iterator[Transfer]:
         return (queue[0] for queue in self._queues.values() if queue)

@@ -541,6 +541,24 @@ async def test_beyond_the_limit_the_longest_idle_connection_makes_room() -> None
             assert (await second.request("GET", "/4")).status == 200
 
 
+async def test_heads_that_never_end_do_not_keep_out_who_comes_with_a_whole_one() -> None:
+    async with (
+        open_server(echo, listen=HERE, settings=ServerSettings(max_connections=20)) as server,
+        AsyncExitStack() as stack,
+    ):
+        slow = []
+        for _ in range(20):
+            slow.append(await stack.enter_async_context(connect_http(server.places[0])))
+            await slow[-1].send(b"GET / HTTP/1.1\r\nHost: ")
+        await trio.testing.wait_all_tasks_blocked()
+        for number in range(5):
+            async with connect_http(server.places[0]) as client:
+                assert (await client.request("GET", f"/{number}")).status == 200
+        assert (await slow[0].receive()).status == 408
+        await slow[19].send(b"h\r\n\r\n")
+        assert (await slow[19].receive()).status == 200, "the last of them was only slow"
+
+
 async def test_beyond_the_limit_and_all_busy_the_newcomer_is_told_to_come_back() -> None:
     go_on = trio.Event()
 
@@ -648,9 +666,13 @@ async def test_what_is_no_request_and_whoever_goes_away_is_tallied_too() -> None
 
 
 async def test_connections_without_room_are_tallied() -> None:
-    async with open_server(ignore_body, listen=HERE, settings=ServerSettings(max_connections=1)) as server:
+    async def read_all(request: Request) -> Response:
+        await request.body.read_all(5)
+        return Response(200)
+
+    async with open_server(read_all, listen=HERE, settings=ServerSettings(max_connections=1)) as server:
         async with connect_http(server.places[0]) as busy:
-            await busy.send(b"GET / HT")
+            await busy.send(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n")
             await trio.testing.wait_all_tasks_blocked(0.01)
             async with connect_http(server.places[0]) as client:
                 assert (await client.receive()).status == 503

@@ -98,8 +98,11 @@ class Registrar(Protocol):
     def note_idle(self, connection: Connection) -> None:
         """*connection* waits for a request: it may be closed at any time."""
 
+    def note_head(self, connection: Connection) -> None:
+        """The head of a request is on its way to *connection*: it may be closed to make room."""
+
     def note_busy(self, connection: Connection) -> None:
-        """A request has begun."""
+        """A request has begun: its head is whole."""
 
     def note_handshake(self, connection: Connection) -> None:
         """*connection* is at its TLS handshake: it may be closed at any time, until it is noted idle or busy."""
@@ -161,7 +164,7 @@ class Connection:
         self._write_patience = _Patience(settings)
 
     def close_idle(self) -> None:
-        """End the connection; only for one that is idle, or at its handshake."""
+        """End the connection; only for one that is idle, at its handshake, or at a head that is not whole yet."""
         self._scope.cancel()
 
     async def serve(self) -> None:
@@ -245,6 +248,7 @@ class Connection:
             data = await self._wait_for_request()
         self._phase = Phase.HEAD
         self._scope.deadline = trio.current_time() + self._settings.head_timeout_s
+        is_new = True
         while True:
             if not parser.begun:
                 data = data.lstrip(b"\r\n")  # RFC 9112, 2.2: some clients end a body with a line end too many
@@ -255,9 +259,16 @@ class Connection:
                 if used is not None:
                     self._rest = data[used:]
                     self._scope.deadline = float("inf")
+                    self._registrar.note_busy(self)
+                    if self._scope.cancel_called:
+                        return None  # Told to make room while the last of it was on its way.
                     head = parser.take()
                     self._phase = Phase.REQUEST
                     return head
+                if is_new:
+                    # Thousands that never end their head must not keep out who comes with a whole one.
+                    self._registrar.note_head(self)
+                    is_new = False
             data = await self._receive_some()
             if not data:
                 return None
@@ -269,7 +280,6 @@ class Connection:
         if self._registrar.draining:
             return b""
         data = await self._receive_some()
-        self._registrar.note_busy(self)
         # Told to close while the data was on its way to us: to the client this looks like any closed idle connection.
         return b"" if self._scope.cancel_called else data
 

@@ -64,6 +64,7 @@ class Server:
         if descriptors != resource.RLIM_INFINITY:
             self._max_connections = min(settings.max_connections, descriptors // 2)
         self._idle: dict[Connection, None] = {}
+        self._in_head: dict[Connection, None] = {}
         self._handshaking: dict[Connection, None] = {}
         self._open = 0
         self._none_open = trio.Event()
@@ -82,11 +83,18 @@ class Server:
             self._handshaking.pop(connection, None)
         self._idle[connection] = None
 
+    def note_head(self, connection: Connection) -> None:
+        """See `Registrar`."""
+        self._idle.pop(connection, None)
+        self._in_head[connection] = None
+
     def note_busy(self, connection: Connection) -> None:
         """See `connection.Registrar`."""
         if self._handshaking:
             self._handshaking.pop(connection, None)
         self._idle.pop(connection, None)
+        if self._in_head:
+            self._in_head.pop(connection, None)
 
     def note_answered(self, request: Request, status: int, received: int, sent: int, took_s: float) -> None:
         """See `connection.Registrar`."""
@@ -118,7 +126,7 @@ class Server:
                 if error.errno in _OUT_OF_RESOURCES:
                     # One line a pause, not one a refused connection: the log lies on the same machine.
                     logger.warning("cannot accept connections: %s", error.strerror)
-                    self._close_longest_idle()
+                    self._make_room()
                     await trio.sleep(_ACCEPT_PAUSE_S)
                 # Anything else is the newcomer's: it was gone before it was accepted (accept(2), "Error handling").
                 await trio.lowlevel.checkpoint()
@@ -131,7 +139,7 @@ class Server:
                 in_a_row = 0
 
     def _admit(self, sock: socket.socket, peer: str, tls: Tls | None, nursery: trio.Nursery) -> None:
-        if self._open >= self._max_connections and not self._close_longest_idle():
+        if self._open >= self._max_connections and not self._make_room():
             self.tally.turned_away += 1
             try:
                 if tls is None:  # To a TLS client it would not mean anything.
@@ -162,6 +170,10 @@ class Server:
     def _close_longest_idle(self) -> bool:
         """Whether there was one, or one that was not even through its handshake. It is over at its task's next turn."""
         return _close_first(self._handshaking) or _close_first(self._idle)
+
+    def _make_room(self) -> bool:
+        """Close the longest idle connection, or where none is idle, the one that has been at its head for longest."""
+        return self._close_longest_idle() or _close_first(self._in_head)
 
     async def drain(self) -> None:
         """Close what is idle, and wait until what is not has been answered."""

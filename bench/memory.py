@@ -1,6 +1,6 @@
 """How much memory two nodes take while they move 10 GiB: pushed to one, pulled through the other.
 
-    python bench/memory.py                          # 10 layers of 1 GiB, one after the other; two minutes
+    python bench/memory.py                          # 10 layers of 1 GiB, one after the other; some minutes
     python bench/memory.py --layers 4 --at-once 4   # side by side
 
 Each round's layers are deleted, and collected (`ipfsreg gc`), at both nodes before the next: the disk never holds more
@@ -73,6 +73,8 @@ def main() -> None:
                 most = max(most, sum(file.stat().st_blocks * 512 for file in directory.rglob("*") if file.is_file()))
                 for node in (alice, bob):
                     forget(node, digests, tags)
+                peaks = ", ".join(f"{node.name} {node.peak_rss() // MIB}" for node in (alice, bob))
+                print(f"{first + len(tags)} layers: at most {peaks} MiB", flush=True)
             took = time.monotonic() - began
             print(f"{options.layers} layers of {options.mib} MiB, {options.at_once} at a time, in {took:.0f} s")
             for node in (alice, bob):

@@ -50,12 +50,12 @@ class Crane(_Copier):
         self.place.run("crane", "auth", "login", address, "-u", user, "--password-stdin", stdin=password)
 
     def push(self, image: ImageLayout, reference: str) -> str:
-        several = ["--index"] if len(image.manifests) > 1 else []
-        pushed = self._crane("push", *several, image.path, reference)
-        if several:
+        if len(image.manifests) > 1:
             # What it pushes is the layout's own index.json, which names ours.
+            self._crane("push", "--index", image.path, f"{reference}-layout")
             self._crane("tag", f"{reference.rpartition(':')[0]}@{image.digest}", reference.rpartition(":")[2])
             return str(image.digest)
+        pushed = self._crane("push", image.path, reference)
         return pushed.strip().rpartition("@")[2]
 
     def pull(self, reference: str) -> frozenset[str]:

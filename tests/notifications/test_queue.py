@@ -89,3 +89,17 @@ async def test_whoever_takes_waits_until_something_is_there(database: Database) 
         await trio.testing.wait_all_tasks_blocked()
         queue.put_pull("a", b"2")
     assert taken == [(b"1",), (b"2",)]
+
+
+async def test_an_event_delivered_before_its_writer_hears_that_it_is_on_disk_waits_no_more(database: Database) -> None:
+    queue = await Queue.open(database, {"a": 100})
+    for _ in range(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(queue.put, [("a", b"push")])
+            # The row is there a few turns before `put` goes on, which has to come by the thread's answer first.
+            while not database.read("SELECT 1 FROM notifications").fetchall():
+                await trio.lowlevel.checkpoint()
+            batch = await queue.take("a", 10)
+        assert len(queue.waiting["a"]) == 1
+        await queue.delivered("a", batch)
+        assert len(queue.waiting["a"]) == 0

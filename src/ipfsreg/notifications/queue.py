@@ -8,6 +8,7 @@ Both are bounded: beyond `max_queued` the oldest goes, and is counted.
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,8 @@ class Waiting:
     max_queued: int
     pulls: deque[bytes] = field(default_factory=deque)
     on_disk: int = 0
+    counted: int = 0
+    """Which write to the database the number on disk is from."""
     dropped: int = 0
     """Events that found no room, and will not be told."""
     wake: trio.Event = field(default_factory=trio.Event)
@@ -60,6 +63,8 @@ class Queue:
 
     def __init__(self, database: Database, waiting: dict[str, Waiting]) -> None:
         self._database = database
+        self._writes = itertools.count(1)
+        """Drawn from inside transactions: their order, in which what they found need not come back."""
         self.waiting: Mapping[str, Waiting] = waiting
 
     @classmethod
@@ -89,30 +94,35 @@ class Queue:
             StoreError: none was kept.
         """
 
-        def work(db: sqlite3.Connection) -> dict[str, int]:
+        endpoints = {endpoint for endpoint, _ in events}
+
+        def work(db: sqlite3.Connection) -> tuple[int, dict[str, tuple[int, int]]]:
             db.executemany("INSERT INTO notifications (endpoint, event) VALUES (?, ?)", events)
-            return {endpoint: self._make_room(db, endpoint) for endpoint in {endpoint for endpoint, _ in events}}
+            return next(self._writes), {endpoint: self._make_room(db, endpoint) for endpoint in endpoints}
 
-        dropped = await self._database.write(work)
-        for endpoint, _ in events:
-            self.waiting[endpoint].on_disk += 1
-        for endpoint, count in dropped.items():
-            waiting = self.waiting[endpoint]
-            waiting.on_disk -= count
-            waiting.dropped += count
-            waiting.wake.set()
+        number, found = await self._database.write(work)
+        for endpoint, (dropped, left) in found.items():
+            self._count(endpoint, number, left)
+            self.waiting[endpoint].dropped += dropped
+            self.waiting[endpoint].wake.set()
 
-    def _make_room(self, db: sqlite3.Connection, endpoint: str) -> int:
-        """Take away what is too much, the oldest; return how many. In the writer thread."""
-        (count,) = db.execute("SELECT count(*) FROM notifications WHERE endpoint = ?", (endpoint,)).fetchone()
-        excess: int = max(0, count - self.waiting[endpoint].max_queued)
+    def _count(self, endpoint: str, number: int, left: int) -> None:
+        """Write *number* left so many on disk; a later one may have said so already."""
+        waiting = self.waiting[endpoint]
+        if number > waiting.counted:
+            waiting.counted, waiting.on_disk = number, left
+
+    def _make_room(self, db: sqlite3.Connection, endpoint: str) -> tuple[int, int]:
+        """Take away what is too much, the oldest; return how many, and how many are left. In the writer thread."""
+        count = _count_rows(db, endpoint)
+        excess = max(0, count - self.waiting[endpoint].max_queued)
         if excess:
             db.execute(
                 "DELETE FROM notifications WHERE number IN"
                 " (SELECT number FROM notifications WHERE endpoint = ? ORDER BY number LIMIT ?)",
                 (endpoint, excess),
             )
-        return excess
+        return excess, count - excess
 
     def put_pull(self, endpoint: str, event: bytes) -> None:
         """Keep *event* until it is delivered or the node stops."""
@@ -134,8 +144,6 @@ class Queue:
             if rows or waiting.pulls:
                 break
             await waiting.wake.wait()
-        if len(rows) < limit:
-            waiting.on_disk = len(rows)
         pulls = [waiting.pulls[i] for i in range(min(limit - len(rows), len(waiting.pulls)))]
         return Batch(
             tuple(bytes(event) for _, event in rows) + tuple(pulls), tuple(number for number, _ in rows), len(pulls)
@@ -150,7 +158,14 @@ class Queue:
                 waiting.pulls.popleft()
         if batch.numbers:
             rows = [(number,) for number in batch.numbers]
-            gone = await self._database.write(
-                lambda db: db.executemany("DELETE FROM notifications WHERE number = ?", rows).rowcount
-            )
-            waiting.on_disk -= gone
+
+            def work(db: sqlite3.Connection) -> tuple[int, int]:
+                db.executemany("DELETE FROM notifications WHERE number = ?", rows)
+                return next(self._writes), _count_rows(db, endpoint)
+
+            self._count(endpoint, *await self._database.write(work))
+
+
+def _count_rows(db: sqlite3.Connection, endpoint: str) -> int:
+    count: int = db.execute("SELECT count(*) FROM notifications WHERE endpoint = ?", (endpoint,)).fetchone()[0]
+    return count

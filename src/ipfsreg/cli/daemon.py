@@ -43,7 +43,7 @@ async def _run(config: Config) -> None:
                     beside.start_soon(_reload, hangups, node)
                     await stopping.wait()
                     beside.cancel_scope.cancel()
-            except Exception as error:
+            except Exception as error:  # told in one sentence or with its traceback, and raised
                 # What keeps a node from starting, the command line says in one sentence. What ends a running one has
                 # to be understood afterwards.
                 if started.is_set():

@@ -44,7 +44,7 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except IpfsregError as error:
             raise _said(error) from error
-        except BaseExceptionGroup as group:
+        except BaseExceptionGroup as group:  # raised again where it is not one failure of ours
             # A part that cannot start fails inside nurseries, which wrap what it said.
             found = _only_failure(group)
             if found is not None:

@@ -44,7 +44,7 @@ async def open_listeners(places: list[str]) -> list[socket.socket]:
                 listeners.append(_listen_unix(Path(place.removeprefix("unix:"))))
             else:
                 listeners += await _listen_tcp(place)
-    except BaseException:
+    except BaseException:  # cancelled too: nobody else has the sockets
         for listener in listeners:
             listener.close()
         raise

@@ -177,8 +177,7 @@ def tellable(addrs: Iterable[str], *, to: str) -> list[str]:
 def _foreign(source: str | bytes) -> str:
     try:
         text = str(Multiaddr(source))
-    # The library meets bytes of strangers with whatever its codecs raise: TypeError, struct.error, IndexError…
-    except Exception as error:
+    except Exception as error:  # its codecs meet strangers' bytes with any of TypeError, struct.error, IndexError
         raise MalformedData(f"not a multiaddr: {error}") from None
     if not text or len(text) > MAX_ADDR_CHARS:
         raise MalformedData("an empty or overlong multiaddr")

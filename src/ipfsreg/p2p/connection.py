@@ -141,7 +141,7 @@ async def secure(
     wire = wire_over(stream)
     try:
         established = await establish(wire, identity=identity, psk=psk, dialer=dialer, expected=expected)
-    except BaseException:
+    except BaseException:  # cancelled too: nobody else has the wire
         with trio.CancelScope(shield=True):
             await wire.aclose()
         raise
@@ -531,7 +531,7 @@ class Connection:
         try:
             self._check_openable()
             stream = self._open(protocols[:1] if lazy else protocols)
-        except BaseException:
+        except BaseException:  # cancelled too: the slot has to come back
             self._unacknowledged.release()
             raise
         self._holding_slot.add(stream)
@@ -540,7 +540,7 @@ class Connection:
         stream.begin()
         try:
             await stream.wait_agreed()
-        except BaseException:
+        except BaseException:  # cancelled too: nobody will use the stream
             stream.reset_nowait("negotiation was given up")
             raise
         return stream

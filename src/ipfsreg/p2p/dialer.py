@@ -96,7 +96,7 @@ class Dialer:
         try:
             with trio.move_on_after(DIAL_S) as deadline:
                 await race.run(ordered[:MAX_ATTEMPTS])
-        except BaseException:
+        except BaseException:  # cancelled too: nobody else has the connection
             if race.winner is not None:
                 with trio.CancelScope(shield=True):
                     await race.winner.connection.aclose("nobody waits for it any more")
@@ -192,7 +192,7 @@ class _Race:
         try:
             with trio.move_on_after(TURN_S):
                 await self._turn.acquire()
-        except BaseException:
+        except BaseException:  # cancelled too: nobody else has the stream
             await trio.aclose_forcefully(stream)
             raise
         try:
@@ -200,7 +200,7 @@ class _Race:
                 return await self._dialer._secure(stream, self._peer, str(target))
         except trio.TooSlowError:
             raise PeerUnreachable(self._dialer.silence) from None
-        except BaseException:
+        except BaseException:  # cancelled too: nobody else has the stream
             # Already closed, as promised; certain now, whatever was raised.
             stream.socket.close()
             raise
@@ -215,7 +215,7 @@ async def open_tcp(target: TcpAddr) -> trio.SocketStream:
     sock = trio.socket.socket(family, socket.SOCK_STREAM)
     try:
         await sock.connect((target.host, target.port))
-    except BaseException:
+    except BaseException:  # cancelled too: nobody else has the socket
         sock.close()
         raise
     if sock.getsockname() == sock.getpeername():

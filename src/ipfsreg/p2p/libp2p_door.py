@@ -111,8 +111,7 @@ class Libp2pDoor(Service, INetworkService):
         try:
             if self._handler is not None:
                 await self._handler(net_stream)
-        # A handler of theirs may raise anything, and in py-libp2p that would end the process.
-        except Exception:
+        except Exception:  # a handler of theirs may raise anything; in py-libp2p that ends the process
             logger.exception("the handler of %s failed; the stream of %s is reset", stream.protocol, stream.peer.short)
             await stream.reset()
         else:
@@ -137,8 +136,7 @@ class Libp2pDoor(Service, INetworkService):
     async def _contain(self, told: Awaitable[None]) -> None:
         try:
             await told
-        # As in _hand_over.
-        except Exception:
+        except Exception:  # as in _hand_over
             logger.exception("somebody who was told of a peer failed")
 
     def _learn(self, peer: PeerId) -> None:

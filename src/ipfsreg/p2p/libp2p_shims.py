@@ -7,6 +7,7 @@ proposed to the host.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -158,9 +159,9 @@ class _MuxedStream(IMuxedStream):
             if rest and self._stream is not None:
                 await self._stream.send_all(rest)
 
+    @abstractmethod
     async def _negotiate(self, data: bytes) -> bytes:
         """Take the part of *data* that is negotiation; return what is for the peer."""
-        raise NotImplementedError
 
     def _within_deadline(self) -> trio.CancelScope | Any:
         return _deadline(self._deadline_s)

@@ -55,7 +55,7 @@ async def _listen(addr: str) -> trio.SocketListener:
         if error.errno == errno.EADDRINUSE:
             raise AlreadyRunning(f"{addr} is in use: another program, or another ipfsreg, listens there") from None
         raise ConfigError("p2p.listen_addrs", addr, f"{_RIGHT} ({error.strerror})") from None
-    except BaseException:
+    except BaseException:  # nobody else has the socket
         sock.close()
         raise
     return trio.SocketListener(sock)

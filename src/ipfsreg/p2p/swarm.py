@@ -242,8 +242,7 @@ class Swarm:
             dial.failure = error
             for addr in addrs:
                 self.book.doubt(peer, addr)
-        # One peer's answer, whatever it was, costs us the connection to it and not the swarm.
-        except Exception as error:
+        except Exception as error:  # one peer's answer costs us its connection, not the swarm
             logger.exception("dialling %s failed in a way nobody foresaw", peer)
             dial.failure = PeerUnreachable(f"{peer}: {error!r}")
         finally:
@@ -317,8 +316,7 @@ class Swarm:
             logger.debug("%s did not finish its handshake within %.0f s", addr, self.limits.handshake_s)
         except (NetworkError, OSError) as error:
             logger.debug("%s did not become a connection: %s", addr, error)
-        # Whatever a stranger's bytes provoke ends here, or one stranger could end the process.
-        except Exception:
+        except Exception:  # what a stranger's bytes provoke must not end the process
             logger.exception("the connection from %s failed in a way nobody foresaw", addr)
         finally:
             # Already closed in nearly every case; certain now.
@@ -367,8 +365,7 @@ class Swarm:
                 nursery.start_soon(self._take_streams, connection)
                 reason = await connection.run()
                 nursery.cancel_scope.cancel()
-        # Contained for the same reason as in _receive; the connection is over either way.
-        except Exception as error:
+        except Exception as error:  # contained as in _receive; the connection is over either way
             logger.exception("the connection to %s failed in a way nobody foresaw", connection.peer)
             reason = error
         finally:

@@ -82,7 +82,7 @@ class Fetch:
         with self._scope:
             try:
                 await self._fetch(bitswap, give_up_s)
-            except BaseExceptionGroup as group:
+            except BaseExceptionGroup as group:  # what is no Exception is raised again
                 # Writers run in a nursery, which wraps what they raise. What is left may be our own cancellation.
                 failures, rest = group.split(Exception)
                 if failures is not None:

@@ -151,7 +151,7 @@ async def open_peer_process(
         try:
             await peer.wait_event("ready", timeout_s=START_S)
             yield peer
-        except BaseException as error:
+        except BaseException as error:  # raised again, with what the peer said
             error.add_note(f"---- the last of {name}'s stderr\n{peer.stderr.decode(errors='replace')}")
             raise
         nursery.cancel_scope.cancel()

@@ -21,20 +21,15 @@ from pathlib import Path
 
 import trio
 
-from ipfsreg.bitswap.service import open_bitswap
-from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.crdt.interface import Put
-from ipfsreg.crdt.replica import Replica, open_replica
-from ipfsreg.database import open_database
-from ipfsreg.p2p.host import Host, NetworkSettings, open_network
-from ipfsreg.p2p.identity import Identity
+from ipfsreg.crdt.replica import Replica
+from ipfsreg.p2p.host import Host
 from ipfsreg.p2p.interface import PeerInfo
-from ipfsreg.pubsub.service import open_pubsub
+from ipfsreg.testing.tcp_replica import open_replica_on_tcp
 
 VALUE = bytes(range(120))
 """About what a tag record takes."""
 
-KEY = b"\x5a" * 32
 TICK_S = 0.01
 
 
@@ -46,17 +41,7 @@ class Member:
 
 @asynccontextmanager
 async def open_member(directory: Path) -> AsyncIterator[Member]:
-    directory.mkdir()
-    settings = NetworkSettings(listen_addrs=("/ip4/127.0.0.1/tcp/0",), psk=KEY)
-    async with (
-        open_database(directory / "node.db") as database,
-        open_blobstore(directory, database) as (store, _),
-        open_network(Identity.generate(), settings) as host,
-        open_bitswap(host, store) as bitswap,
-        open_pubsub(host) as pubsub,
-        pubsub.join("names") as topic,
-        open_replica(database, store, bitswap, topic, signer=host, network=host) as replica,
-    ):
+    async with open_replica_on_tcp(directory) as (host, replica):
         yield Member(host, replica)
 
 

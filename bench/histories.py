@@ -36,8 +36,8 @@ import httpx
 from ipfsreg.cli.status import NotRunning, ask
 from ipfsreg.crdt.delta import node_cid, parse_node
 from ipfsreg.crdt.merge import heads_of, state_of
+from ipfsreg.datastore import identity_of
 from ipfsreg.ipld.block import Block
-from ipfsreg.node import identity_of
 from ipfsreg.oci.digest import Digest
 from ipfsreg.testing.daemons import Cluster, Daemon
 from ipfsreg.testing.histories import (

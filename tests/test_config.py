@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ipfsreg.config import DEFAULT_TOPIC, PUBLIC_BOOTSTRAPPERS, Config, load_config, parse_host_port
+from ipfsreg.config import PUBLIC_BOOTSTRAPPERS, Config, load_config
+from ipfsreg.config_checks import DEFAULT_TOPIC, parse_host_port
 from ipfsreg.errors import ConfigError
 
 KEY = "ab" * 32

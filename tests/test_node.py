@@ -12,8 +12,9 @@ import trio
 
 from ipfsreg.cli.status import ask
 from ipfsreg.config import Config, load_config
+from ipfsreg.datastore import admin_socket_of, identity_of, psk_of
 from ipfsreg.errors import AlreadyRunning, ConfigError, StoreDamaged
-from ipfsreg.node import admin_socket_of, identity_of, open_node, psk_of
+from ipfsreg.node import open_node
 from ipfsreg.testing.http_client import connect_http
 
 

@@ -9,13 +9,10 @@ for its last line (docs/operations.md).
 
 from __future__ import annotations
 
-import base64
-import fcntl
 import logging
-import os
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +30,12 @@ from ipfsreg.config import Config
 from ipfsreg.crdt.census import count_names
 from ipfsreg.crdt.claims import STATE_NAMES, CheckpointStatus
 from ipfsreg.crdt.epochs import open_epoch, topic_of
-from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica, trusting
-from ipfsreg.crdt.writers import Rule, Writers
+from ipfsreg.crdt.replica import Replica, open_replica
 from ipfsreg.database import Database, open_database
+from ipfsreg.datastore import admin_socket_of, alone_on, identity_of, psk_of
 from ipfsreg.dht.service import open_dht
 from ipfsreg.dht.settings import DhtSettings
-from ipfsreg.errors import AlreadyRunning, ConfigError, MalformedData, NetworkError, StoreDamaged
+from ipfsreg.errors import ConfigError, MalformedData, NetworkError, StoreDamaged
 from ipfsreg.http.accesslog import AccessLog, open_access_log
 from ipfsreg.http.admin import make_admin
 from ipfsreg.http.app import make_app
@@ -48,7 +45,6 @@ from ipfsreg.http.listen import open_listeners, split_scheme
 from ipfsreg.http.reloading import Reloaded, Reloads, open_reloads
 from ipfsreg.http.server import open_server
 from ipfsreg.http.tls import Tls
-from ipfsreg.ipld.cid import Cid
 from ipfsreg.monitoring.health import Health, open_health
 from ipfsreg.monitoring.parts import Parts
 from ipfsreg.monitoring.spans import open_tracing
@@ -57,17 +53,17 @@ from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName, Tag, parse_repository, parse_tag
 from ipfsreg.p2p.addresses import split_peer
 from ipfsreg.p2p.host import Host, NetworkSettings, open_network
-from ipfsreg.p2p.identity import Identity
 from ipfsreg.p2p.interface import PeerInfo
-from ipfsreg.p2p.pnet import MAX_SWARM_KEY_BYTES, PSK_BYTES, fingerprint, parse_swarm_key
+from ipfsreg.p2p.pnet import fingerprint
 from ipfsreg.p2p.redial import Redial, open_redial
 from ipfsreg.peer_id import PeerId
 from ipfsreg.pubsub.service import JoinedTopic, open_pubsub
-from ipfsreg.registry.catalog import BLOB_MARKS, ROOT, repository_of
+from ipfsreg.registry.catalog import ROOT
 from ipfsreg.registry.gc import GcSettings, Item, Report
 from ipfsreg.registry.history import Move, format_time
 from ipfsreg.registry.quota import Quota
 from ipfsreg.registry.service import LocalRegistry, RegistrySettings, derive_upload_secret, open_registry
+from ipfsreg.trust import replica_settings_of, writers_among
 
 logger = logging.getLogger(__name__)
 
@@ -257,113 +253,6 @@ def _describe(state: Any) -> str:
     return f"not reached in {state.failures} attempts: {state.last_error}" if state.failures else "not dialled yet"
 
 
-# ------------------------------------------------------------------ what lies in the datastore
-
-
-def admin_socket_of(config: Config) -> Path:
-    """Where the node on this datastore answers its operator."""
-    return Path(config.node.datastore_path) / "admin.sock"
-
-
-def identity_of(config: Config) -> Identity:
-    """The node's identity: the configured key, or the datastore's, made on first use.
-
-    Raises:
-        ConfigError: a key that is none, or a datastore that cannot be written.
-    """
-    if config.node.private_key:
-        return _read_key("node.private_key", config.node.private_key, shown="…")
-    path = Path(config.node.datastore_path) / "identity.key"
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _make_identity(path)
-        return _read_key(str(path), path.read_bytes(), shown="…")
-    except OSError as error:
-        right = f"a directory that can be read and written: {error.strerror}"
-        raise ConfigError("node.datastore_path", str(path.parent), right) from None
-
-
-def _make_identity(path: Path) -> None:
-    """Write a new identity, all of it or nothing; one that another process makes just now is left alone."""
-    beside = path.with_suffix(f".{os.getpid()}")
-    try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(base64.b64encode(Identity.generate().to_protobuf()) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(beside, path)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            beside.rename(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _read_key(key: str, text: str | bytes, shown: str) -> Identity:
-    try:
-        return Identity.from_protobuf(base64.b64decode(text.strip(), validate=True))
-    except (ValueError, MalformedData) as error:
-        raise ConfigError(key, shown, f"not the base64 of a libp2p Ed25519 private key: {error}") from None
-
-
-def psk_of(config: Config) -> bytes | None:
-    """The swarm's key: hex digits or a swarm.key file. Raises ConfigError; its text never shows the key."""
-    text = config.p2p.protector_key
-    if not text:
-        return None
-    if len(text) == 2 * PSK_BYTES and not Path(text).exists():
-        try:
-            return bytes.fromhex(text)
-        except ValueError:
-            raise ConfigError("p2p.protector_key", "…", "64 hex digits, or the path of a swarm.key file") from None
-    try:
-        with open(text, "rb") as file:
-            return parse_swarm_key(file.read(MAX_SWARM_KEY_BYTES + 1))
-    except OSError as error:
-        right = f"64 hex digits, or the path of a swarm.key file ({error.strerror})"
-        raise ConfigError("p2p.protector_key", text if "/" in text else "…", right) from None
-    except MalformedData as error:
-        raise ConfigError("p2p.protector_key", text, f"is not a swarm.key file: {error}") from None
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise ConfigError("node.datastore_path", str(path), f"cannot be created: {error.strerror}") from None
-
-
-@contextmanager
-def alone_on(directory: Path) -> Iterator[None]:
-    """Be the only process on this datastore. The lock goes with the process, however that ends."""
-    _make_directory(directory)
-    try:
-        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise ConfigError("node.datastore_path", str(directory), f"cannot be written: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-            raise AlreadyRunning(f"another ipfsreg (process {holder}) runs on the datastore {directory}") from None
-        # Only told to whoever is refused: no reason not to start on a full disk.
-        with suppress(OSError):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _peer_infos(multiaddrs: tuple[str, ...]) -> list[PeerInfo]:
     """One entry a peer, with all its addresses."""
     addrs: dict[PeerId, list[str]] = {}
@@ -384,84 +273,6 @@ def _store_limits(config: Config) -> StoreLimits:
         max_uploads=config.store.max_uploads,
         max_upload_bytes=config.store.max_upload_bytes,
     )
-
-
-def _replica_settings(config: Config, ourselves: PeerId) -> ReplicaSettings:
-    trusted = _trusted_peers(config, ourselves)
-    return ReplicaSettings(
-        trusted_peers=trusted,
-        marks=BLOB_MARKS,
-        checkpoint_peers=_checkpoint_peers(config),
-        checkpoint_required=config.crdt.checkpoint_required,
-        writers=_writers(config, trusted),
-    )
-
-
-def _trusted_peers(config: Config, ourselves: PeerId) -> frozenset[PeerId] | None:
-    trusted = config.crdt.trusted_peers
-    if trusted is None:
-        if config.is_private:
-            return None
-        logger.warning("on the public network nobody's writes are taken until crdt.trusted_peers names who is trusted")
-        return frozenset({ourselves})
-    try:
-        return trusting(trusted)
-    except MalformedData as error:
-        raise ConfigError("crdt.trusted_peers", list(trusted), f'peer IDs, or "*" for everybody: {error}') from None
-
-
-def _checkpoint_peers(config: Config) -> frozenset[PeerId] | None:
-    peers = config.crdt.checkpoint_peers
-    if peers is None:
-        return None
-    return frozenset(_peer("crdt.checkpoint_peers", peer) for peer in peers)
-
-
-def writers_of(config: Config, ourselves: PeerId, seed: bytes | None) -> Writers:
-    """The rules on writers in the epoch that began with the head *seed*. Raises ConfigError."""
-    return _writers(config, _trusted_peers(config, ourselves), seed)
-
-
-def _writers(config: Config, trusted: frozenset[PeerId] | None, seed: bytes | None = None) -> Writers:
-    rules = tuple(
-        Rule(
-            rule.repositories,
-            frozenset(_peer("crdt.writers.peers", peer) for peer in rule.peers),
-            tuple(
-                (_peer("crdt.writers.former.peer", one.peer), _heads("crdt.writers.former.heads", one.heads))
-                for one in rule.former
-            ),
-        )
-        for rule in config.crdt.writers
-    )
-    unsigned = _heads("crdt.unsigned_heads", config.crdt.unsigned_heads)
-    if seed is not None and (rules or config.crdt.require_signed):
-        unsigned |= {seed}  # What an epoch begins with is signed by nobody: every replica makes it for itself.
-    return Writers(
-        rules,
-        require_signed=config.crdt.require_signed,
-        signers=trusted,
-        unsigned_heads=unsigned,
-        repository_of=repository_of,
-    )
-
-
-def _peer(key: str, text: str) -> PeerId:
-    try:
-        return PeerId.parse(text)
-    except MalformedData as error:
-        raise ConfigError(key, text, f"a peer ID, as 12D3KooW…: {error}") from None
-
-
-def _heads(key: str, texts: tuple[str, ...]) -> frozenset[bytes]:
-    heads = set()
-    for text in texts:
-        try:
-            cid = Cid.parse(text)
-        except MalformedData as error:
-            raise ConfigError(key, text, f"the CID of a head, as `ipfsreg status --json` shows them: {error}") from None
-        heads.add(cid.multihash)
-    return frozenset(heads)
 
 
 # --------------------------------------------------------------------------------------- running
@@ -487,7 +298,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
         await _check_places(config.http.listen)
         identity = identity_of(config)
         front_door = stack.enter_context(open_door(config, identity.to_protobuf()))
-        replica_settings = _replica_settings(config, identity.peer_id)
+        replica_settings = replica_settings_of(config, identity.peer_id)
         if await trio.Path(directory / "node.db.repaired").exists():
             raise StoreDamaged(f"a repair of {directory} was cut off near its end: run `ipfsreg repair` again")
         database = await stack.enter_async_context(open_database(directory / "node.db"))
@@ -507,7 +318,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
             logger.info("listening on %s/p2p/%s", addr, identity.peer_id)
         pubsub = await stack.enter_async_context(open_pubsub(host))
         epoch = await open_epoch(database, config.crdt.epoch)
-        writers = _writers(config, replica_settings.trusted_peers, epoch.seed)
+        writers = writers_among(config, replica_settings.trusted_peers, epoch.seed)
         replica_settings = replace(replica_settings, writers=writers)
         topic = await stack.enter_async_context(pubsub.join(topic_of(config.crdt.pubsub_topic, epoch.number)))
         logger.info("topic %s", topic.name)

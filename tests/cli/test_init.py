@@ -9,8 +9,8 @@ import pytest
 
 from ipfsreg.cli.init import Initialised, initialise
 from ipfsreg.config import load_config
+from ipfsreg.datastore import identity_of, psk_of
 from ipfsreg.errors import ConfigError
-from ipfsreg.node import identity_of, psk_of
 
 PEER = "12D3KooWEZ4BxLMHaBzmMbCRAkbkD77nYwwmdLVe8F5DLKEsMZAV"
 

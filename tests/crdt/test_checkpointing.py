@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -23,17 +22,16 @@ from ipfsreg.crdt.checkpoint import (
 )
 from ipfsreg.crdt.checkpointing import PROTOCOL, SILENCE_S
 from ipfsreg.crdt.claims import DROPPED, SETTLED
-from ipfsreg.crdt.delta import Delta, Element, Head, build_node, encode_broadcasts
+from ipfsreg.crdt.delta import Delta, Element, build_node
 from ipfsreg.crdt.interface import Delete, Put
 from ipfsreg.crdt.replica import CHECKPOINT_PATIENCE_S, Replica, ReplicaSettings
 from ipfsreg.crdt.writers import EVERYBODY, Rule, Writers
 from ipfsreg.errors import StreamReset
 from ipfsreg.ipld.block import Block
 from ipfsreg.p2p.framing import MessageReader, send_message
-from ipfsreg.p2p.interface import PeerInfo, Stream
-from ipfsreg.pubsub.interface import PeerJoined, TopicMessage
+from ipfsreg.testing.mallory import Mallory
 from ipfsreg.testing.network import MemoryEndpoint, MemorySwarm, key_of, peer_of
-from ipfsreg.testing.replicas import ReplicaSwarm, wait_equal
+from ipfsreg.testing.replicas import ReplicaSwarm, wait_equal, wait_height
 
 NODES = 300
 RULES = bytes.fromhex(EVERYBODY.fingerprint())
@@ -212,57 +210,6 @@ def checkpoint(
     return [*messages, encode_end(peer_of(signer), key_of(signer).sign(seal.signed_bytes()))]
 
 
-class Mallory:
-    """Somebody who offers a checkpoint of these messages; None: nothing, ever."""
-
-    def __init__(self, swarm: ReplicaSwarm, messages: Sequence[bytes | None]) -> None:
-        assert swarm.wires is not None
-        self._endpoint: MemoryEndpoint = swarm.wires.endpoint("mallory")
-        self._swarm = swarm
-        self._messages = messages
-        self.asked = 0
-
-    @asynccontextmanager
-    async def offering(self) -> AsyncIterator[None]:
-        async with (
-            self._endpoint.accept([PROTOCOL]) as streams,
-            self._swarm.mesh.join("names", peer_of("mallory")),
-            trio.open_nursery() as nursery,
-        ):
-            nursery.start_soon(self._answer_all, streams, nursery)
-            yield
-            nursery.cancel_scope.cancel()
-
-    async def _answer_all(self, streams: AsyncIterator[Stream], nursery: trio.Nursery) -> None:
-        async for stream in streams:
-            self.asked += 1
-            nursery.start_soon(self._answer, stream)
-
-    async def _answer(self, stream: Stream) -> None:
-        try:
-            for message in self._messages:
-                if message is None:
-                    await trio.sleep_forever()
-                else:
-                    await send_message(stream, message)
-            await stream.send_eof()
-        except StreamReset:
-            pass  # whoever was sent a lie stops listening
-
-    async def join(self, listener: str, block: Block) -> None:
-        """Be in the topic with *listener*, and say that *block* is a head."""
-        await self._endpoint.connect(PeerInfo(peer_of(listener)))
-        message = encode_broadcasts([Head(block.cid.multihash)])[0]
-        self._swarm.topics[listener].push(PeerJoined(peer_of("mallory")))
-        self._swarm.topics[listener].push(TopicMessage(message, peer_of("mallory"), peer_of("mallory")))
-
-
-async def wait_height(replica: Replica, height: int) -> None:
-    with trio.fail_after(5 * SILENCE_S):
-        while replica.status().height < height:  # noqa: ASYNC110 (no event tells)
-            await trio.sleep(0.1)
-
-
 RIGHT = checkpoint(BLOCKS, [("/k/0005", 5, 0, b"5", False)])
 SPOILT: dict[str, Sequence[bytes | None]] = {
     "cut off": RIGHT[:-1],
@@ -283,11 +230,11 @@ SPOILT: dict[str, Sequence[bytes | None]] = {
 async def test_a_spoilt_checkpoint_leaves_nothing_and_the_history_comes(
     swarm: ReplicaSwarm, autojump_clock: MockClock, how: str
 ) -> None:
-    mallory = Mallory(swarm, SPOILT[how])
-    async with mallory.offering(), swarm.open("bob") as bob:
+    mallory = Mallory(swarm, PROTOCOL, SPOILT[how])
+    async with mallory.answering(), swarm.open("bob") as bob:
         swarm.give(BLOCKS)
-        await mallory.join("bob", BLOCKS[-1])
-        await wait_height(bob, 5)
+        await mallory.announce("bob", BLOCKS[-1], joined=True)
+        await wait_height(bob, 5, 5 * SILENCE_S)
         assert [key for key, _ in bob.scan("/")] == [f"/k/{height:04}" for height in range(1, 6)]
         assert mallory.asked == 1
         status = bob.status().checkpoint
@@ -298,13 +245,13 @@ async def test_a_lie_is_put_right_and_reported(
     swarm: ReplicaSwarm, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     lie = [FALSE, ("/k/0003", 3, 2, b"lie", False), ("/k/0005", 5, 0, b"5", False)]
-    mallory = Mallory(swarm, checkpoint(BLOCKS, lie))
-    async with mallory.offering(), swarm.open("bob") as bob:
-        await mallory.join("bob", BLOCKS[-1])
+    mallory = Mallory(swarm, PROTOCOL, checkpoint(BLOCKS, lie))
+    async with mallory.answering(), swarm.open("bob") as bob:
+        await mallory.announce("bob", BLOCKS[-1], joined=True)
         await wait_ready(bob)
         assert dict(bob.scan("/")) == {"/false": b"lie", "/k/0003": b"lie", "/k/0005": b"5"}
         swarm.give(BLOCKS)
-        await wait_height(bob, 5)
+        await wait_height(bob, 5, 5 * SILENCE_S)
         while bob.status().checkpoint.state != SETTLED:  # type: ignore[union-attr]  # noqa: ASYNC110
             await trio.sleep(0.1)
         assert dict(bob.scan("/")) == {f"/k/{height:04}": b"%d" % height for height in range(1, 6)}
@@ -316,9 +263,9 @@ async def test_a_lie_is_put_right_and_reported(
 async def test_a_checkpoint_at_a_head_that_nobody_has_is_dropped_in_time(
     swarm: ReplicaSwarm, autojump_clock: MockClock
 ) -> None:
-    mallory = Mallory(swarm, checkpoint(BLOCKS, [FALSE]))
-    async with mallory.offering(), swarm.open("bob") as bob:
-        await mallory.join("bob", BLOCKS[-1])
+    mallory = Mallory(swarm, PROTOCOL, checkpoint(BLOCKS, [FALSE]))
+    async with mallory.answering(), swarm.open("bob") as bob:
+        await mallory.announce("bob", BLOCKS[-1], joined=True)
         await wait_ready(bob)
         await bob.commit([Put("/own", b"1")])
         assert dict(bob.scan("/")) == {"/false": b"lie", "/own": b"1"}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -14,17 +13,15 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from ipfsreg.crdt.dagsync import MAX_HAVES, MAX_WANTS, PROTOCOL, SILENCE_S, Descent, Row, decode_request, encode_request
-from ipfsreg.crdt.delta import Delta, Element, Head, build_node, encode_broadcasts
+from ipfsreg.crdt.delta import Delta, Element, build_node
 from ipfsreg.crdt.interface import Put
-from ipfsreg.crdt.replica import Replica
 from ipfsreg.errors import MalformedData, StreamReset
 from ipfsreg.ipld.block import MAX_BLOCK_BYTES, Block
 from ipfsreg.ipld.cid import DAG_PB
 from ipfsreg.p2p.framing import MessageReader, send_message
-from ipfsreg.p2p.interface import PeerInfo, Stream
-from ipfsreg.pubsub.interface import TopicMessage
+from ipfsreg.testing.mallory import Mallory
 from ipfsreg.testing.network import MemorySwarm, peer_of
-from ipfsreg.testing.replicas import ReplicaSwarm, wait_equal
+from ipfsreg.testing.replicas import ReplicaSwarm, wait_equal, wait_height
 
 # ---------------------------------------------------------------------- descent
 
@@ -125,63 +122,19 @@ async def test_replicas_that_wrote_apart_exchange_only_what_the_other_lacks(
         assert swarm.databases["bob"].writes - writes < 60
 
 
-class Mallory:
-    """Somebody who answers every request with the same messages, or (None) with nothing at all, ever."""
-
-    def __init__(self, swarm: ReplicaSwarm, messages: Sequence[bytes] | None) -> None:
-        assert swarm.wires is not None
-        self._endpoint = swarm.wires.endpoint("mallory")
-        self._topics = swarm.topics
-        self._messages = messages
-        self.asked = 0
-
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[None]:
-        async with self._endpoint.accept([PROTOCOL]) as streams, trio.open_nursery() as nursery:
-            nursery.start_soon(self._answer_all, streams, nursery)
-            yield
-            nursery.cancel_scope.cancel()
-
-    async def _answer_all(self, streams: AsyncIterator[Stream], nursery: trio.Nursery) -> None:
-        async for stream in streams:
-            self.asked += 1
-            nursery.start_soon(self._answer, stream)
-
-    async def _answer(self, stream: Stream) -> None:
-        try:
-            for message in self._messages or ():
-                await send_message(stream, message)
-            if self._messages is not None:
-                await stream.send_eof()
-        except StreamReset:
-            assert self._messages, "only who was sent too much stops listening"
-
-    async def announce(self, listener: str, block: Block) -> None:
-        """Connect to *listener* and say that *block* is a head."""
-        await self._endpoint.connect(PeerInfo(peer_of(listener)))
-        message = encode_broadcasts([Head(block.cid.multihash)])[0]
-        self._topics[listener].push(TopicMessage(message, peer_of("mallory"), peer_of("mallory")))
-
-
-async def wait_height(replica: Replica, height: int) -> None:
-    with trio.fail_after(5 * SILENCE_S):
-        while replica.status().height < height:  # noqa: ASYNC110 (no event tells)
-            await trio.sleep(0.1)
-
-
 async def test_what_one_peer_does_not_finish_another_does(swarm: ReplicaSwarm, autojump_clock: MockClock) -> None:
     blocks = chain(200)
-    mallory = Mallory(swarm, [bytes(block.data) for block in blocks[100:-1][::-1]])
-    async with mallory.listening(), swarm.open("carol") as carol:
+    mallory = Mallory(swarm, PROTOCOL, [bytes(block.data) for block in blocks[100:-1][::-1]])
+    async with mallory.answering(), swarm.open("carol") as carol:
         swarm.give(blocks)
         await mallory.announce("carol", blocks[-1])
-        await wait_height(carol, 200)
+        await wait_height(carol, 200, 5 * SILENCE_S)
         asked = mallory.asked
         swarm.extra.clear()
         swarm.withheld = {block.cid.multihash for block in blocks[:-1]}
         async with swarm.open("bob") as bob:
             await mallory.announce("bob", blocks[-1])
-            await wait_height(bob, 200)
+            await wait_height(bob, 200, 5 * SILENCE_S)
             assert len(bob.scan("/k/")) == 200, "no block below the head can be had but by dagsync"
         assert mallory.asked > asked
 
@@ -192,18 +145,18 @@ async def test_a_liar_gets_nothing_in_and_the_rest_is_fetched_as_blocks(
 ) -> None:
     blocks = chain(5)
     foreign = build_node([], Delta((Element("/evil", b"1"),), (), 1)).block
-    answers: dict[str, list[bytes] | None] = {
+    answers: dict[str, list[bytes | None]] = {
         "a node nobody leads to": [bytes(foreign.data)],
         "nothing": [],
         "no node": [b"\xff"],
-        "silence": None,
+        "silence": [None],
         "a huge message": [bytes(MAX_BLOCK_BYTES + 1)],
     }
-    mallory = Mallory(swarm, answers[lie])
-    async with mallory.listening(), swarm.open("bob") as bob:
+    mallory = Mallory(swarm, PROTOCOL, answers[lie])
+    async with mallory.answering(), swarm.open("bob") as bob:
         swarm.give(blocks)
         await mallory.announce("bob", blocks[-1])
-        await wait_height(bob, 5)
+        await wait_height(bob, 5, 5 * SILENCE_S)
         assert [key for key, _ in bob.scan("/")] == [f"/k/{height:04}" for height in range(1, 6)]
         assert bob.status().quarantined == 0
     assert mallory.asked == 1, "and is left alone for a while"

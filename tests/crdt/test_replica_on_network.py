@@ -14,12 +14,11 @@ from ipfsreg.crdt.interface import Delete, Names, Put
 from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica
 from ipfsreg.database import open_database
 from ipfsreg.ipld.cid import DAG_PB
-from ipfsreg.p2p.host import Host, NetworkSettings, open_network
-from ipfsreg.p2p.identity import Identity
 from ipfsreg.p2p.interface import PeerInfo
 from ipfsreg.pubsub.service import open_pubsub
 from ipfsreg.testing.names_checks import check_names
 from ipfsreg.testing.network import MemoryEndpoint, MemorySwarm, peer_of
+from ipfsreg.testing.tcp_replica import open_replica_on_tcp
 
 
 @dataclass
@@ -118,27 +117,11 @@ async def test_on_a_real_disk_the_replica_keeps_the_promises_of_names(tmp_path: 
     await check_names(open_names)
 
 
-@asynccontextmanager
-async def open_on_tcp(directory: Path) -> AsyncIterator[tuple[Host, Replica]]:
-    await trio.Path(directory).mkdir()
-    settings = NetworkSettings(listen_addrs=("/ip4/127.0.0.1/tcp/0",), psk=b"\x5a" * 32)
-    async with (
-        open_database(directory / "node.db") as database,
-        open_blobstore(directory, database) as (store, _),
-        open_network(Identity.generate(), settings) as host,
-        open_bitswap(host, store) as bitswap,
-        open_pubsub(host) as pubsub,
-        pubsub.join("names") as topic,
-        open_replica(database, store, bitswap, topic, signer=host, network=host) as replica,
-    ):
-        yield host, replica
-
-
 async def test_an_empty_replica_takes_a_checkpoint_over_real_connections(tmp_path: Path) -> None:
-    async with open_on_tcp(tmp_path / "alice") as (alice, full):
+    async with open_replica_on_tcp(tmp_path / "alice") as (alice, full):
         for number in range(300):
             await full.commit([Put(f"/t/{number % 250:03}", bytes(200) + b"%d" % number)])
-        async with open_on_tcp(tmp_path / "bob") as (bob, empty):
+        async with open_replica_on_tcp(tmp_path / "bob") as (bob, empty):
             await bob.connect(PeerInfo(alice.peer_id, tuple(alice.listen_addrs())))
             with trio.fail_after(20):
                 await empty.wait_synced()

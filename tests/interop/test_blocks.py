@@ -17,8 +17,8 @@ from ipfsreg.bitswap.service import Bitswap, open_bitswap
 from ipfsreg.blockstore.interface import BlobStore
 from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.database import open_database
+from ipfsreg.datastore import psk_of
 from ipfsreg.ipld.builder import KUBO_V1, LITE, PROFILES, V0_2015, V1_2025, Profile, build
-from ipfsreg.node import psk_of
 from ipfsreg.p2p.addresses import split_peer
 from ipfsreg.p2p.host import Host, NetworkSettings, open_network
 from ipfsreg.p2p.identity import Identity

@@ -17,10 +17,10 @@ from ipfsreg.bitswap.service import Bitswap, open_bitswap
 from ipfsreg.blockstore.interface import BlobStore
 from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.database import open_database
+from ipfsreg.datastore import psk_of
 from ipfsreg.dht.service import Dht, open_dht
 from ipfsreg.dht.settings import LAN_PROTOCOL, PUBLIC_PROTOCOL, DhtSettings
 from ipfsreg.ipld.cid import RAW, Cid
-from ipfsreg.node import psk_of
 from ipfsreg.p2p.addresses import split_peer
 from ipfsreg.p2p.host import Host, NetworkSettings, open_network
 from ipfsreg.p2p.identity import Identity

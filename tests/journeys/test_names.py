@@ -8,7 +8,7 @@ import time
 import httpx
 import pytest
 
-from ipfsreg.node import identity_of
+from ipfsreg.datastore import identity_of
 from ipfsreg.testing.daemons import Cluster, Daemon, wait_until
 
 pytestmark = pytest.mark.journey

@@ -12,9 +12,10 @@ from ipfsreg.crdt import epochs
 from ipfsreg.crdt.delta import is_node_cid, node_cid
 from ipfsreg.crdt.epochs import Epoch
 from ipfsreg.database import Database, open_database
+from ipfsreg.datastore import identity_of
 from ipfsreg.errors import MalformedData, StoreError
 from ipfsreg.ipld.cid import Cid
-from ipfsreg.node import identity_of, writers_of
+from ipfsreg.trust import writers_of
 
 
 class _SmallBlocks:

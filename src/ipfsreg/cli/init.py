@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipfsreg.config import load_config, parse_host_port
+from ipfsreg.config import load_config
+from ipfsreg.config_checks import parse_host_port
+from ipfsreg.datastore import identity_of
 from ipfsreg.errors import ConfigError, MalformedData
-from ipfsreg.node import identity_of
 from ipfsreg.p2p.pnet import PSK_BYTES, format_swarm_key, parse_swarm_key
 from ipfsreg.peer_id import PeerId
 

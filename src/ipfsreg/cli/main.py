@@ -117,7 +117,7 @@ def daemon(config_path: Path | None) -> None:
 @CONFIG_OPTION
 def show_id(config_path: Path | None) -> None:
     """Print the node's peer ID, running or not."""
-    from ipfsreg.node import identity_of
+    from ipfsreg.datastore import identity_of
 
     click.echo(identity_of(_load(config_path)).peer_id)
 
@@ -180,7 +180,7 @@ def repair(config_path: Path | None) -> None:
     import trio
 
     from ipfsreg.cli.repair import repair as mend
-    from ipfsreg.node import alone_on, identity_of
+    from ipfsreg.datastore import alone_on, identity_of
 
     config = _load(config_path)
     directory = Path(config.node.datastore_path)
@@ -229,7 +229,7 @@ def next_epoch(config_path: Path | None, head: str, discard: bool) -> None:
     import trio
 
     from ipfsreg.cli.epoch import rotate
-    from ipfsreg.node import alone_on
+    from ipfsreg.datastore import alone_on
 
     config = _load(config_path)
     with alone_on(Path(config.node.datastore_path)):

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 
 from ipfsreg.config import Config
+from ipfsreg.datastore import admin_socket_of
 from ipfsreg.errors import IpfsregError
 from ipfsreg.http.listen import short_path
-from ipfsreg.node import admin_socket_of
 
 TIMEOUT_S = 10.0
 

@@ -31,7 +31,7 @@ import psutil
 
 from ipfsreg.cli.status import ask
 from ipfsreg.config import Config, load_config
-from ipfsreg.node import identity_of
+from ipfsreg.datastore import identity_of
 from ipfsreg.testing.namespaces import Machine
 
 START_S = 60.0

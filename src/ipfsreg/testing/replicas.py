@@ -245,3 +245,10 @@ def _are_equal(replicas: Sequence[Replica]) -> bool:
     return len({replica.heads() for replica in replicas}) == 1 and not any(
         replica.status().tips_wanted for replica in replicas
     )
+
+
+async def wait_height(replica: Replica, height: int, within_s: float) -> None:
+    """Return when *replica* has closed nodes of that height. Raises trio.TooSlowError."""
+    with trio.fail_after(within_s):
+        while replica.status().height < height:  # noqa: ASYNC110 (no event tells)
+            await trio.sleep(0.1)

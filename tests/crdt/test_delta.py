@@ -74,28 +74,28 @@ def test_what_we_build_is_what_go_builds_with_its_links_in_byte_order(vector: di
 
 def test_a_broadcast_carries_several_heads() -> None:
     entry = BROADCASTS["two-heads"]
-    heads = decode_broadcast(bytes.fromhex(entry["hex"]))
+    heads = decode_broadcast(bytes.fromhex(entry["hex"]), 4096)
     assert [str(node_cid(head.multihash)) for head in heads] == entry["heads"]
     assert encode_broadcasts(heads) == [bytes.fromhex(entry["hex"])]
 
 
 def test_a_named_head_keeps_its_name() -> None:
-    (head,) = decode_broadcast(bytes.fromhex(BROADCASTS["named"]["hex"]))
+    (head,) = decode_broadcast(bytes.fromhex(BROADCASTS["named"]["hex"]), 4096)
     assert head.dag_name == "repoA"
 
 
 def test_unknown_fields_are_passed_over_inside_a_head_and_refused_at_the_top() -> None:
-    (head,) = decode_broadcast(bytes.fromhex(BROADCASTS["head-with-unknown-field-15"]["hex"]))
+    (head,) = decode_broadcast(bytes.fromhex(BROADCASTS["head-with-unknown-field-15"]["hex"]), 4096)
     assert str(node_cid(head.multihash)) == NODES[0]["cid"]
     with pytest.raises(MalformedData):
-        decode_broadcast(bytes.fromhex(BROADCASTS["unknown-top-level-field-2"]["hex"]))
+        decode_broadcast(bytes.fromhex(BROADCASTS["unknown-top-level-field-2"]["hex"]), 4096)
 
 
 def test_the_bare_cid_of_old_replicas_is_understood_only_as_version_0() -> None:
-    (head,) = decode_broadcast(bytes.fromhex(BROADCASTS["legacy"]["hex"]))
+    (head,) = decode_broadcast(bytes.fromhex(BROADCASTS["legacy"]["hex"]), 4096)
     assert str(node_cid(head.multihash)) == NODES[0]["cid"]
     with pytest.raises(MalformedData):
-        decode_broadcast(bytes.fromhex(BROADCASTS["raw"]["hex"]))
+        decode_broadcast(bytes.fromhex(BROADCASTS["raw"]["hex"]), 4096)
 
 
 def test_a_bad_head_does_not_take_the_others_with_it() -> None:
@@ -109,20 +109,28 @@ def test_a_bad_head_does_not_take_the_others_with_it() -> None:
         b"\x12\x01\xff",
     ):
         message = b"\x0a" + bytes([len(bad)]) + bad
-        assert decode_broadcast(message + good + message) == [Head(SOME)]
+        assert decode_broadcast(message + good + message, 4096) == [Head(SOME)]
 
 
 def test_a_head_of_version_0_is_the_head_of_version_1() -> None:
     message = b"\x0a\x24\x0a\x22" + SOME
-    assert decode_broadcast(message) == [Head(SOME)]
+    assert decode_broadcast(message, 4096) == [Head(SOME)]
 
 
 def test_many_heads_go_out_in_several_messages() -> None:
     heads = [Head(b"\x12\x20" + number.to_bytes(32)) for number in range(MAX_HEADS_PER_BROADCAST + 1)]
     messages = encode_broadcasts(heads)
-    assert [len(decode_broadcast(message)) for message in messages] == [MAX_HEADS_PER_BROADCAST, 1]
-    assert [head for message in messages for head in decode_broadcast(message)] == heads
+    assert [len(decode_broadcast(message, 4096)) for message in messages] == [MAX_HEADS_PER_BROADCAST, 1]
+    assert [head for message in messages for head in decode_broadcast(message, 4096)] == heads
     assert encode_broadcasts([]) == []
+
+
+def test_of_a_message_of_a_million_heads_only_the_first_are_read() -> None:
+    good = encode_broadcasts([Head(SOME)])[0]
+    assert decode_broadcast(good * 10, 3) == [Head(SOME)] * 3
+    assert decode_broadcast(b"\x0a\x00" * 3 + good, 3) == [], "bad ones count too"
+    # What comes after them is not even looked at, however wrong it is.
+    assert decode_broadcast(good * 3 + b"\xff" * 1_000_000, 3) == [Head(SOME)] * 3
 
 
 def test_unknown_fields_inside_a_delta_are_passed_over() -> None:
@@ -224,4 +232,4 @@ def test_any_bytes_are_a_node_or_malformed(data: bytes) -> None:
     with suppress(MalformedData):
         parse_node(Block.of(data, DAG_PB))
     with suppress(MalformedData):
-        decode_broadcast(data)
+        decode_broadcast(data, 4096)

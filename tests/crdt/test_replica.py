@@ -444,7 +444,7 @@ async def test_bad_nodes_are_quarantined_with_a_warning(
 
 
 def announced(swarm: ReplicaSwarm, name: str) -> list[list[bytes]]:
-    return [[head.multihash for head in decode_broadcast(data)] for data in swarm.topics[name].published]
+    return [[head.multihash for head in decode_broadcast(data, 4096)] for data in swarm.topics[name].published]
 
 
 async def test_a_write_is_one_message_with_one_head(swarm: ReplicaSwarm, autojump_clock: MockClock) -> None:

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import pytest
 
 from ipfsreg.crdt.delta import Delta, Element, Node, build_node, parse_node
@@ -77,3 +79,13 @@ def test_unknown_fields_before_the_signature_are_signed_with_the_rest() -> None:
     assert author_of(LINKS, memoryview(signed)) == peer_of("alice")
     with pytest.raises(MalformedData):
         author_of(LINKS, signed.replace(varint_field(200, 7), varint_field(200, 8)))
+
+
+def test_a_block_full_of_empty_fields_takes_no_memory_to_find_no_signature_in() -> None:
+    delta = varint_field(3, 1) + bytes_field(5, b"") * 300_000
+    tracemalloc.start()
+    try:
+        assert author_of([], delta) is None
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

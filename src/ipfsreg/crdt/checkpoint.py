@@ -102,7 +102,9 @@ class Header:
         heads: list[bytes] = []
         numbers = {2: 0, 3: 0, 4: 0}
         texts = {5: b"", 6: b""}
-        for number, value in read_fields(data):
+        for place, (number, value) in enumerate(read_fields(data)):
+            if place >= MAX_HEADS + len(numbers) + len(texts):
+                raise MalformedData("a checkpoint whose header has too many fields")
             if number == 1:
                 heads.append(bytes(expect_bytes(value)))
             elif number in numbers:
@@ -165,10 +167,11 @@ def decode_piece(data: bytes | memoryview) -> Piece:
     """Read a Piece; what is in it is not looked at yet. Raises MalformedData."""
     found: dict[int, memoryview] = {}
     for number, value in read_fields(data):
-        if number in (1, 2, 3):
-            found[number] = expect_bytes(value)
-    if len(found) != 1:
-        raise MalformedData(f"a piece of a checkpoint with {len(found)} fields")
+        if number not in (1, 2, 3) or found:
+            raise MalformedData(f"a piece of a checkpoint with field {number}, or with several")
+        found[number] = expect_bytes(value)
+    if not found:
+        raise MalformedData("a piece of a checkpoint with nothing in it")
     return Piece(found.get(1), found.get(2), found.get(3))
 
 

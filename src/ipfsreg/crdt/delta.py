@@ -22,6 +22,7 @@ import base64
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from ipfsreg.crdt.keys import is_normal_key
 from ipfsreg.crdt.signing import Signer, author_of, signed_delta
@@ -266,8 +267,9 @@ def _encode_head(head: Head) -> bytes:
     return bytes_field(1, bytes(node_cid(head.multihash))) + name
 
 
-def decode_broadcast(data: bytes) -> list[Head]:
-    """The heads a message announces. A head that cannot be one is left out; the others count.
+def decode_broadcast(data: bytes, limit: int) -> list[Head]:
+    """The heads among the first *limit* that a message announces. One that cannot be a head is left out; the others
+    count.
 
     The message of before 2020, one bare CIDv0, is understood.
 
@@ -277,7 +279,7 @@ def decode_broadcast(data: bytes) -> list[Head]:
     if len(data) == 34 and data.startswith(_SHA2_256_PREFIX):
         return [Head(data)]
     heads: list[Head] = []
-    for number, value in read_fields(data):
+    for number, value in islice(read_fields(data), limit):
         if number != 1:
             raise MalformedData(f"broadcast with field {number}")
         head = _decode_head(expect_bytes(value))

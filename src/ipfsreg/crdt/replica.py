@@ -439,7 +439,7 @@ class Replica:
             logger.debug("ignored heads announced by %s, who is not trusted", message.author)
             return
         try:
-            heads = decode_broadcast(message.data)[:MAX_HEADS_HEARD]
+            heads = decode_broadcast(message.data, MAX_HEADS_HEARD)
         except MalformedData as error:
             logger.info("ignored an announcement by %s: %s", message.author, error)
             return

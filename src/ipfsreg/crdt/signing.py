@@ -51,13 +51,17 @@ def author_of(links: Sequence[bytes], delta: bytes | memoryview) -> PeerId | Non
     Raises:
         MalformedData: a signature that is not right, not where it belongs, or of a key that no peer ID carries.
     """
-    fields = list(read_fields(delta))
-    signatures = [value for number, value in fields if number == SIGNATURE_FIELD]
-    if not signatures:
+    found = None
+    signatures = 0
+    for number, value in read_fields(delta):  # a million of them fit into a block: none is kept
+        if number == SIGNATURE_FIELD:
+            found = value
+            signatures += 1
+    if found is None:
         return None
-    content = expect_bytes(signatures[-1])
+    content = expect_bytes(found)
     field = bytes_field(SIGNATURE_FIELD, content)
-    if len(signatures) > 1 or bytes(delta[-len(field) :]) != field:
+    if signatures > 1 or bytes(delta[-len(field) :]) != field:
         raise MalformedData("a signature that is not the last field")
     peer, signature = b"", b""
     for number, value in read_fields(content):

@@ -62,6 +62,7 @@ class Walker:
         self._intake = intake
         self._frontier = frontier
         self._wake = trio.Event()
+        self._parsers = trio.CapacityLimiter(2)
         self._released = trio.Event()
         self.last_arrival_at = trio.current_time()
         """When a node, or a piece of a checkpoint, last came, in trio's time."""
@@ -128,7 +129,7 @@ class Walker:
         self.last_arrival_at = trio.current_time()
         try:
             if len(block.data) > PARSED_HERE_BYTES:
-                node = await trio.to_thread.run_sync(parse_node, block)
+                node = await trio.to_thread.run_sync(parse_node, block, limiter=self._parsers)
             else:
                 node = parse_node(block)
         except MalformedData as error:

@@ -193,8 +193,8 @@ def _crdt_delta(data: bytes) -> None:
 
 
 def _crdt_broadcast(data: bytes) -> None:
-    heads = decode_broadcast(data)
-    again = [head for message in encode_broadcasts(heads) for head in decode_broadcast(message)]
+    heads = decode_broadcast(data, 4096)
+    again = [head for message in encode_broadcasts(heads) for head in decode_broadcast(message, 4096)]
     assert again == heads
     assert len(encode_broadcasts(heads)) <= 1 + len(heads) // MAX_HEADS_PER_BROADCAST
 

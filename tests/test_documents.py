@@ -65,5 +65,5 @@ def test_the_node_and_broadcast_of_the_wire_format_are_those_of_the_vectors() ->
     cid = Cid.parse(vector["cid"])
     parsed = parse_node(Block.verified(cid, node))
     assert [str(node_cid(link)) for link in parsed.links] == vector["links"]
-    assert decode_broadcast(broadcast) == [Head(cid.multihash, 4096)]
+    assert decode_broadcast(broadcast, 4096) == [Head(cid.multihash)]
     assert encode_broadcasts([Head(cid.multihash)]) == [broadcast]

@@ -7,19 +7,23 @@ import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from ipfsreg.blockstore.index import delete_blocks_in, put_blocks_in
 from ipfsreg.blockstore.interface import BlobStore
 from ipfsreg.blockstore.store import open_blobstore
-from ipfsreg.cli.repair import read_around, repair, verify
-from ipfsreg.crdt.delta import Delta, Element, build_node
+from ipfsreg.cli.repair import read_around, repair, told_epoch, verify
+from ipfsreg.crdt.delta import Delta, Element, build_node, node_cid
+from ipfsreg.crdt.epochs import Epoch, read_epoch, rotate, seed_of
 from ipfsreg.crdt.interface import Delete, Put
 from ipfsreg.crdt.replica import Replica, open_replica
+from ipfsreg.crdt.writers import EVERYBODY
 from ipfsreg.database import open_database
-from ipfsreg.errors import BlobUnknown
+from ipfsreg.errors import BlobUnknown, MalformedData, StoreError
 from ipfsreg.oci.digest import Digest
 from ipfsreg.testing.network import peer_of
 from ipfsreg.testing.replicas import NamedSigner, ReplicaSwarm, SwarmBlocks
@@ -96,6 +100,69 @@ async def test_a_whole_datastore_is_found_right_and_stays_what_it_is_through_a_r
     assert report.aside.exists()
 
 
+class PutBlocks:
+    put_in = staticmethod(put_blocks_in)
+
+
+async def fill_epoch_2(directory: Path, *, sealed: bool = False) -> tuple[dict[str, bytes], bytes]:
+    """Names of the second epoch; also the head it began with."""
+    await fill(directory)
+    async with open_database(directory / "node.db") as database:
+        async with database.snapshot() as snapshot:
+            nodes = await snapshot.run(seed_of)
+        begin = partial(rotate, blocks=PutBlocks(), drop=delete_blocks_in, writers=EVERYBODY, number=2, nodes=nodes)
+        await database.write(begin)
+    async with open_datastore(directory) as (replica, _):
+        await replica.commit([Put("/new", b"of epoch 2")])
+        if sealed:
+            await replica.seal()
+        return dict(replica.scan("/")), nodes[-1].multihash
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_names_stay_in_their_epoch(tmp_path: Path, sealed: bool) -> None:
+    names, seed = await fill_epoch_2(tmp_path, sealed=sealed)
+    with pytest.raises(StoreError, match="are of epoch 2, begun with"):
+        await repair(tmp_path, peer_of("alice"), told_epoch(1, None))
+    await repair(tmp_path, peer_of("alice"))
+    async with open_datastore(tmp_path) as (replica, _):
+        assert replica.epoch == Epoch(2, sealed, seed)
+        assert dict(replica.scan("/")) == names
+
+
+async def test_a_database_that_cannot_tell_its_epoch_is_repaired_only_when_told(tmp_path: Path) -> None:
+    names, seed = await fill_epoch_2(tmp_path)
+    path = tmp_path / "node.db"
+    with closing(sqlite3.connect(path)) as db:
+        (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'crdt_epoch'").fetchone()
+        nodes = [page for (page,) in db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'crdt_nodes'")]
+    destroy(path, [root, *nodes])
+    with pytest.raises(StoreError, match="does not tell its epoch"):
+        await repair(tmp_path, peer_of("alice"))
+    await repair(tmp_path, peer_of("alice"), told_epoch(2, str(node_cid(seed))))
+    async with open_datastore(tmp_path) as (replica, _):
+        assert replica.epoch == Epoch(2, sealed=False, seed=seed)
+        assert dict(replica.scan("/")) == names
+
+
+async def test_with_nothing_left_of_an_epoch_its_head_is_wanted(tmp_path: Path) -> None:
+    _, seed = await fill_epoch_2(tmp_path)
+    (tmp_path / "node.db").unlink()
+    report = await repair(tmp_path, peer_of("alice"), told_epoch(2, str(node_cid(seed))))
+    assert report.missing == 1
+    async with open_database(tmp_path / "node.db") as database:
+        assert read_epoch(database) == Epoch(2, sealed=False, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("number", "head"),
+    [(2, None), (None, str(node_cid(b"\x12\x20" + bytes(32)))), (0, None), (2, "bafkreia"), (2, str(Digest.of(b"")))],
+)
+def test_half_an_epoch_is_none(number: int | None, head: str | None) -> None:
+    with pytest.raises(MalformedData):
+        told_epoch(number, head)
+
+
 @pytest.mark.parametrize("table", ["crdt_nodes", "small_blocks"])
 async def test_pages_that_are_lost_take_nothing_else_with_them(tmp_path: Path, table: str) -> None:
     names = await fill(tmp_path)
@@ -143,7 +210,9 @@ async def test_a_file_with_wrong_bytes_is_named_and_left(tmp_path: Path) -> None
 async def test_a_file_that_no_database_remains_of_is_put_aside_and_begun_anew(tmp_path: Path) -> None:
     (tmp_path / "node.db").write_bytes(b"garbage" * 5000)
     assert len(await verify(tmp_path)) == 1
-    report = await repair(tmp_path, peer_of("alice"))
+    with pytest.raises(StoreError, match="--epoch 1 if"):
+        await repair(tmp_path, peer_of("alice"))
+    report = await repair(tmp_path, peer_of("alice"), told_epoch(1, None))
     assert report.aside is not None
     assert report.aside.read_bytes() == b"garbage" * 5000
     assert await verify(tmp_path) == []

@@ -175,17 +175,20 @@ def verify(config_path: Path | None, quick: bool) -> None:
 
 @main.command()
 @CONFIG_OPTION
-def repair(config_path: Path | None) -> None:
+@click.option("--epoch", "number", type=int, metavar="N", help="Of the names, where the database cannot tell any more.")
+@click.option("--head", metavar="CID", help="What that epoch began with, if it is not the first.")
+def repair(config_path: Path | None, number: int | None, head: str | None) -> None:
     """Put a damaged database aside and make a new one of what can be trusted. The node must not run."""
     import trio
 
     from ipfsreg.cli.repair import repair as mend
+    from ipfsreg.cli.repair import told_epoch
     from ipfsreg.datastore import alone_on, identity_of
 
     config = _load(config_path)
     directory = Path(config.node.datastore_path)
     with alone_on(directory):
-        report = trio.run(mend, directory, identity_of(config).peer_id)
+        report = trio.run(mend, directory, identity_of(config).peer_id, told_epoch(number, head))
     click.echo(f"names      {report.names} in {report.nodes} nodes; {report.missing} nodes to come from other nodes")
     click.echo(f"blobs      {report.blobs}")
     for digest in report.damaged:

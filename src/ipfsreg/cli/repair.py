@@ -3,7 +3,8 @@
 Nearly everything in a datastore says by its hash what it should be, so what can still be read of a damaged database is
 either right or known to be wrong:
 
-- nodes of the names' DAG that were in the tables, or that this node signed, and all below them, are merged anew;
+- nodes of the names' DAG that were in the tables, or that this node signed, and all below them, are merged anew, in the
+  epoch that the database was in;
 - blobs in files are hashed and indexed anew; small ones are taken from the database where the digest is right;
 - what is lost of names, any other node has; what is lost of this node's own unsent pushes is lost.
 
@@ -32,9 +33,10 @@ from ipfsreg.blockstore.room import Room, StoreLimits
 from ipfsreg.blockstore.shelf import Shelf
 from ipfsreg.blockstore.uploads import UploadBook
 from ipfsreg.crdt import state
-from ipfsreg.crdt.delta import Node, node_cid, parse_node
+from ipfsreg.crdt.delta import Node, is_node_cid, node_cid, parse_node
+from ipfsreg.crdt.epochs import FIRST, Epoch, write_epoch
 from ipfsreg.database import Database, open_database
-from ipfsreg.errors import DigestInvalid, DigestMismatch, IpfsregError, MalformedData
+from ipfsreg.errors import DigestInvalid, DigestMismatch, IpfsregError, MalformedData, StoreError
 from ipfsreg.ipld.block import Block
 from ipfsreg.ipld.cid import RAW, Cid
 from ipfsreg.oci.digest import Digest
@@ -127,14 +129,35 @@ class Repaired:
     """Files whose bytes are not what their names say. They are left where they are."""
 
 
-async def repair(directory: Path, ourselves: PeerId) -> Repaired:
+def told_epoch(number: int | None, head: str | None) -> Epoch | None:
+    """The epoch that an operator names, with the CID of the head it began with; None: none was named.
+
+    Raises:
+        MalformedData: half of it, or what cannot be one.
+    """
+    if number is None and head is None:
+        return None
+    if number is None or number < 1 or (number > 1) != (head is not None):
+        raise MalformedData("say the epoch as --epoch 1, or as --epoch N --head CID from 2 on")
+    if head is None:
+        return FIRST
+    cid = Cid.parse(head)
+    if not is_node_cid(cid):
+        raise MalformedData(f"{head} cannot be the head of an epoch")
+    return Epoch(number, sealed=False, seed=cid.multihash)
+
+
+async def repair(directory: Path, ourselves: PeerId, told: Epoch | None = None) -> Repaired:
     """Make a new database out of what can be trusted in *directory*, and put the old one aside.
+
+    *told*: the epoch of its names, for where the database cannot tell any more.
 
     The node must not run. Killed while the new database is made, it has changed nothing, and begins anew; killed while
     the two change places, it has only that left to do, and a node does not start before it is done.
 
     Raises:
-        StoreFull, StoreError: nothing was changed.
+        StoreFull, StoreError: nothing was changed. Also where the epoch of the names is not known, or is not the one
+            that was told: in a wrong one, names would be written where nobody reads them.
     """
     old, made, ready = (directory / name for name in (DATABASE, f"{DATABASE}.unfinished", REPAIRED))
     disk = Disk(directory)
@@ -149,23 +172,63 @@ async def repair(directory: Path, ourselves: PeerId) -> Repaired:
 
     report = Repaired()
     if await trio.to_thread.run_sync(prepare):
+        there = await trio.Path(old).exists()
+        epoch = await trio.to_thread.run_sync(_find_epoch, old, told) if there else told
         async with open_database(made) as database:
-            await _fill(database, disk, old, ourselves, report)
+            await _fill(database, disk, old if there else None, ourselves, epoch, report)
         await trio.to_thread.run_sync(_rename_durably, made, ready)
     report.aside = await trio.to_thread.run_sync(_exchange, old, ready)
     return report
 
 
-async def _fill(database: Database, disk: Disk, old: Path, ourselves: PeerId, report: Repaired) -> None:
+async def _fill(
+    database: Database, disk: Disk, old: Path | None, ourselves: PeerId, epoch: Epoch | None, report: Repaired
+) -> None:
     index = await Index.open(database)
     await database.prepare("crdt", state.SCHEMA)
+    if epoch is not None and epoch != FIRST:
+        await database.write(partial(write_epoch, epoch=epoch))
     async with _open_shelf(disk, index) as (shelf, uploads):
         await _index_files(shelf, uploads, report)
-        if await trio.Path(old).exists():
+        if old is not None:
             with closing(_open_to_read(old)) as db:
-                salvage = await trio.to_thread.run_sync(_Salvage, db, ourselves)
+                salvage = await trio.to_thread.run_sync(_Salvage, db, ourselves, epoch and epoch.seed)
                 await _merge_nodes(database, salvage, report)
                 await _keep_small_blobs(shelf, salvage, report)
+    if epoch is not None and epoch.seed is not None:
+        # Where nothing above it was left, it is what the names begin with.
+        await database.write(partial(state.apply, _Blocks(), state.Work(tips=[epoch.seed])))
+        report.missing = state.tally(database).nodes_wanted
+
+
+def _find_epoch(old: Path, told: Epoch | None) -> Epoch:
+    """The epoch of the names in the database *old*. Raises StoreError."""
+    try:
+        with closing(_open_to_read(old)) as db:
+            found = _epoch_in(db)
+    except (sqlite3.DatabaseError, MalformedData) as error:
+        if told is None:
+            raise StoreError(
+                f"{old} does not tell its epoch any more ({error}); see `ipfsreg epoch status` on another node, and say"
+                " it: --epoch 1 if `epoch next` was never run, else --epoch N --head CID, the head that it began with"
+            ) from error
+        return told
+    if told is not None and (told.number, told.seed) != (found.number, found.seed):
+        head = "" if found.seed is None else f", begun with {node_cid(found.seed)}"
+        raise StoreError(f"the names in {old} are of epoch {found.number}{head}: leave out --epoch and --head")
+    return found
+
+
+def _epoch_in(db: sqlite3.Connection) -> Epoch:
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'crdt_epoch'").fetchone() is None:
+        return FIRST  # written before there were epochs
+    row = db.execute("SELECT number, sealed, seed FROM crdt_epoch").fetchone()
+    if row is None:
+        return FIRST
+    number, sealed, seed = row
+    if not isinstance(number, int) or number < 1 or not isinstance(seed, bytes | None):
+        raise MalformedData("its row is not one of an epoch")
+    return Epoch(number, bool(sealed), seed)
 
 
 @asynccontextmanager
@@ -196,7 +259,7 @@ def _exchange(old: Path, ready: Path) -> Path | None:
 class _Salvage:
     """What can still be read of a database."""
 
-    def __init__(self, db: sqlite3.Connection, ourselves: PeerId) -> None:
+    def __init__(self, db: sqlite3.Connection, ourselves: PeerId, seed: bytes | None) -> None:
         self._db = db
         self._rows: dict[bytes, int] = {}
         own: list[bytes] = []
@@ -213,7 +276,7 @@ class _Salvage:
             if how in (state.STORED, state.CLOSED) and isinstance(multihash, bytes)
         ]
         self._priorities: dict[bytes, int] = {}
-        missing = known + own
+        missing = known + own + ([] if seed is None else [seed])
         while missing:
             multihash = missing.pop()
             node = None if multihash in self._priorities else self.node(multihash)

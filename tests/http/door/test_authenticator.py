@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import base64
 import gc
+import json
 import threading
 import time
 from pathlib import Path
 
+import jwt
 import pytest
 import trio
 import trio.testing
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from ipfsreg.errors import TooManyRequests, Unauthorized
 from ipfsreg.http.door import authenticator as module
 from ipfsreg.http.door.access import Grants
 from ipfsreg.http.door.authenticator import NOBODY, Authenticator
 from ipfsreg.http.door.htpasswd import Passwords, make_hash
+from ipfsreg.http.door.issuers import FRESH_S, Issuers, IssuerSettings
 from ipfsreg.http.door.limits import Allowances
 from ipfsreg.http.door.tokens import LEEWAY_S, Tokens, derive_keys
+from ipfsreg.http.request import Request
+from ipfsreg.http.responses import Response
+from ipfsreg.http.server import open_server
 
 HERE = "192.0.2.1"
 
@@ -161,6 +168,36 @@ async def test_a_token_is_remembered_until_it_ends(
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 61)
     assert await authenticator.identify(header, HERE) is not caller  # within the leeway, so it is still good
+
+
+async def test_a_token_in_constant_use_ends_with_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    withdrawn, other = (ed25519.Ed25519PrivateKey.generate() for _ in range(2))
+
+    def published(kid: str, key: ed25519.Ed25519PrivateKey) -> bytes:
+        entry = json.loads(jwt.algorithms.OKPAlgorithm.to_jwk(key.public_key())) | {"kid": kid}
+        return json.dumps({"keys": [entry]}).encode()
+
+    says = [published("withdrawn", withdrawn)]
+
+    async def answer(request: Request) -> Response:
+        return Response(200, (), says[0])
+
+    claims = {"iss": "https://login.example", "aud": "registry", "sub": "carol", "exp": int(time.time()) + 86400}
+    token = jwt.encode({**claims, "access": []}, withdrawn, algorithm="EdDSA", headers={"kid": "withdrawn"})
+    async with open_server(answer, listen=["127.0.0.1:0"]) as server:
+        jwks = f"http://{server.places[0]}/jwks.json"
+        issuers = Issuers([IssuerSettings(issuer="https://login.example", jwks=jwks, audience="registry")])
+        authenticator = Authenticator(issuers=issuers)
+        await authenticator.identify(f"Bearer {token}", HERE)  # fetches the keys, which ends what is remembered
+        caller = await authenticator.identify(f"Bearer {token}", HERE)
+        assert caller.foreign
+        says[0] = published("other", other)
+        assert await authenticator.identify(f"Bearer {token}", HERE) is caller
+        wall, clock = time.time(), time.monotonic()
+        monkeypatch.setattr(time, "time", lambda: wall + FRESH_S + 1)
+        monkeypatch.setattr(time, "monotonic", lambda: clock + FRESH_S + 1)
+        with pytest.raises(Unauthorized, match="its issuer does not name"):
+            await authenticator.identify(f"Bearer {token}", HERE)
 
 
 async def test_logins_at_once_are_few_those_that_wait_bounded_and_the_rest_told_to_come_back(

@@ -19,7 +19,7 @@ import trio
 from ipfsreg.errors import TooManyRequests, Unauthorized
 from ipfsreg.http.door.access import Grants
 from ipfsreg.http.door.htpasswd import Passwords
-from ipfsreg.http.door.issuers import Issuers
+from ipfsreg.http.door.issuers import FRESH_S, Issuers
 from ipfsreg.http.door.limits import Allowances, client_of
 from ipfsreg.http.door.rules import ANONYMOUS
 from ipfsreg.http.door.tokens import TokenInvalid, Tokens, read_issuer
@@ -170,7 +170,9 @@ class Authenticator:
         if self._issuers is None:
             raise TokenInvalid("the token is from an issuer that is not known here")
         claims = await self._issuers.verify(token, issuer)
-        return Caller(f"{issuer}:{claims.user}", "token", claims.grants, foreign=True), claims.expires_at
+        # Not until it ends: what is remembered asks for no keys, so a key that was withdrawn would never be missed.
+        until = min(claims.expires_at, time.time() + FRESH_S)
+        return Caller(f"{issuer}:{claims.user}", "token", claims.grants, foreign=True), until
 
 
 def claimed_user(header: str) -> str:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from ipfsreg.crdt.interface import Change, Delete, Put
 from ipfsreg.errors import BlobUnknown, ContentUnavailable, ManifestBlobUnknown, ManifestUnknown
 from ipfsreg.ipld.cid import Cid
 from ipfsreg.oci.digest import Digest
-from ipfsreg.oci.names import parse_repository, parse_tag
+from ipfsreg.oci.manifest import Manifest
+from ipfsreg.oci.names import RepositoryName, parse_repository, parse_tag
 from ipfsreg.p2p.interface import PeerInfo
 from ipfsreg.registry import catalog
-from ipfsreg.registry.gc import GcSettings, Report
+from ipfsreg.registry.gc import GcSettings, Report, _Look
+from ipfsreg.registry.reliance import Relied
 from ipfsreg.registry.service import RegistrySettings
 from ipfsreg.testing.content import pattern
 from ipfsreg.testing.network import MemorySwarm
@@ -464,8 +468,6 @@ async def test_a_blob_is_deleted_only_in_a_transaction_in_which_no_name_speaks_o
 
         return is_needed
 
-    from ipfsreg.registry.gc import _Look
-
     look = _Look(alice.registry.collector, Report(True), 0.0, 0.0)
     assert not await alice.blobs.collect(digest, asked(lambda db: look.is_needed(digest, db)))
     assert needed == [(False, True)]
@@ -506,3 +508,141 @@ async def test_blobs_are_looked_at_some_at_a_time(alice: Site, monkeypatch: pyte
     assert sum(report.deleted_blobs for report in reports) == 7
     assert len(list(alice.blobs.blobs())) == 8
     assert alice.database.read("SELECT item FROM gc_condemned").fetchall() == []
+
+
+# ------------------------------------------------------- deletions that were decided before a push holds its blobs
+
+
+async def told_of_what_nobody_links(site: Site) -> None:
+    """The blobs of an image, here because a client was told so, and for no other reason."""
+    pushed = await site.push_image(APP, "latest", BIG)
+    for data in (b"{}", BIG):
+        await site.registry.stat_blob(APP, Digest.of(data))
+    await site.registry.delete_manifest(APP, pushed.digest)
+    await site.replica.commit([Delete(catalog.link_key(APP, Digest.of(data))) for data in (b"{}", BIG)])
+    assert links_of(site) == set()
+
+
+def look_at(site: Site) -> _Look:
+    return _Look(site.registry.collector, Report(True), 0.0, 0.0)
+
+
+async def test_the_bytes_that_a_client_was_told_of_stay_for_its_manifest(alice: Site) -> None:
+    await told_of_what_nobody_links(alice)
+    await collect_all(alice)
+    assert alice.blobs.stat(Digest.of(BIG)) is not None
+    await alice.push_manifest(APP, "again", image_of(BIG))
+    assert await alice.read_blob(APP, Digest.of(BIG)) == BIG
+
+
+async def test_what_was_told_of_keeps_no_bytes_once_it_is_old(alice: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    await told_of_what_nobody_links(alice)
+    monkeypatch.setattr("ipfsreg.registry.holds.TOLD_S", 0.0)
+    monkeypatch.setattr("ipfsreg.registry.holds.FORGOTTEN_AT_ONCE", 1)
+    await collect_all(alice)
+    assert list(alice.blobs.blobs()) == []
+
+
+async def test_what_a_client_deletes_takes_only_its_own_repository_back(alice: Site) -> None:
+    digest = await alice.push_blob(APP, b"layer")
+    await alice.push_blob(OTHER, b"layer")
+    for repository in (APP, OTHER, OTHER):
+        await alice.registry.stat_blob(repository, digest)
+    await alice.registry.delete_blob(APP, digest)
+    assert look_at(alice).is_needed(digest)
+    await alice.registry.delete_blob(OTHER, digest)
+    assert not look_at(alice).is_needed(digest)
+
+
+def delete_when_gathered(
+    site: Site, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, digest: Digest
+) -> list[bool]:
+    """Have a slow writer delete a blob that was found to be of no use just before a push holds it."""
+    gather = site.registry._manifests._reliance.gather
+    deleted: list[bool] = []
+    begun, slow = threading.Event(), threading.Event()
+
+    def be_slow(db: sqlite3.Connection) -> None:
+        begun.set()
+        assert slow.wait(10)
+
+    async def collect() -> None:
+        deleted.append(await site.blobs.collect(digest, lambda db: False))
+
+    async def gather_and_delete(repository: RepositoryName, manifest: Manifest) -> Relied:
+        relied = await gather(repository, manifest)
+        if not slow.is_set():
+            nursery.start_soon(site.database.write, be_slow)
+            assert await trio.to_thread.run_sync(begun.wait, 10)
+            nursery.start_soon(collect)
+            while not site.database.waiting_writes:
+                await trio.lowlevel.checkpoint()
+            nursery.start_soon(go_on)
+        return relied
+
+    async def go_on() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        slow.set()
+
+    monkeypatch.setattr(site.registry._manifests._reliance, "gather", gather_and_delete)
+    return deleted
+
+
+@pytest.mark.parametrize("lost", [BIG, b"{}"])
+async def test_a_push_is_not_acknowledged_over_a_deletion_that_is_with_the_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bytes
+) -> None:
+    async with open_site(MemorySwarm(), tmp_path, "alice", settings=RegistrySettings(give_up_s=0.1)) as alice:
+        await told_of_what_nobody_links(alice)
+        async with trio.open_nursery() as nursery:
+            deleted = delete_when_gathered(alice, monkeypatch, nursery, Digest.of(lost))
+            with pytest.raises(ContentUnavailable, match="push it to this node"):
+                await alice.push_manifest(APP, "again", image_of(BIG))
+        assert deleted == [True]
+        assert alice.replica.scan(f"/r/{APP}/_m/") == []
+
+
+async def test_a_tag_is_not_rolled_back_over_a_deletion_that_is_with_the_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_site(MemorySwarm(), tmp_path, "alice", settings=RegistrySettings(give_up_s=0.1)) as alice:
+        first = await alice.push_image(APP, "latest", BIG)
+        second = await alice.push_image(APP, "latest", b"two")
+        async with trio.open_nursery() as nursery:
+            deleted = delete_when_gathered(alice, monkeypatch, nursery, Digest.of(BIG))
+            with pytest.raises(ContentUnavailable, match="push it to this node"):
+                await alice.registry.roll_back(APP, LATEST, first.digest)
+        assert deleted == [True]
+        assert alice.registry._manifests.tag_target(APP, LATEST) == second.digest
+
+
+async def test_a_manifest_that_is_deleted_while_a_tag_is_rolled_back_to_it_is_told(
+    alice: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await alice.push_image(APP, "latest", BIG)
+    await alice.push_image(APP, "latest", b"two")
+    async with trio.open_nursery() as nursery:
+        deleted = delete_when_gathered(alice, monkeypatch, nursery, first.digest)
+        with pytest.raises(ContentUnavailable, match="deleted here just now"):
+            await alice.registry.roll_back(APP, LATEST, first.digest)
+    assert deleted == [True]
+
+
+async def test_what_a_push_relies_on_is_held_until_its_names_are_durable(
+    alice: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = alice.replica.commit
+    needed: list[bool] = []
+
+    async def commit_looked_at(changes: Sequence[Change]) -> tuple[Cid, ...]:
+        digests = [Digest.of(data) for data in (image_of(BIG), b"{}", BIG)]
+        for digest in digests:
+            alice.registry._holds.take_back(APP, digest)
+        await alice.registry._links.drop_pending(APP, digests)
+        needed.extend(look_at(alice).is_needed(digest) for digest in digests)
+        return await commit(changes)
+
+    await told_of_what_nobody_links(alice)
+    monkeypatch.setattr(alice.replica, "commit", commit_looked_at)
+    await alice.push_manifest(APP, "again", image_of(BIG))
+    assert needed == [True] * 3

@@ -11,6 +11,7 @@ Why no acknowledged push is lost (docs/decisions/0088-collecting-without-coordin
 - What is deleted of a name are the writes that this node had read before it looked at the manifests, and which were
   garbage at every look of the grace. A push writes again all it relies on (`reliance`), so it is not among them.
 - A blob goes in the transaction that finds it unnamed: names that arrive, pushes, mounts come before it or after it.
+  A push holds what it relies on, lets the transactions that were under way end, and only then looks whether it is here.
 - Who acknowledges a push has its bytes. So a name that arrives later can be served by whoever took it.
 
 A look never holds up the node: after `SLICE_S` of it everybody else has as long.
@@ -412,12 +413,15 @@ class _Look:
         text = str(digest)
         return (
             self._c._holds.is_held(digest)
+            or self._c._holds.is_told(digest)
             or any(self._c._names.ends_in(mark, text, db) for mark in catalog.BLOB_MARKS)
             or self._c._links.is_pending(digest, db)
         )
 
     async def at_blobs(self) -> None:
         """The whole blobs that lie here, some at a time: their number must hold nobody up."""
+        while self._c._holds.forget_old():
+            await self._pace.rest()
         page: list[BlobInfo] = []
         after = _BLOB
         for info in self._c._blobs.blobs():

@@ -1,7 +1,7 @@
 """What must stay although no name speaks of it at this moment, and what clients were told. In memory.
 
 A client that was told "this blob is here" skips its upload and names it in a manifest a moment later. What it was told
-counts for a while, also when the last manifest that named the blob is deleted meanwhile.
+counts for a while, also when the last manifest that named the blob is deleted meanwhile, and keeps the bytes too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ TOLD_S = 3600.0
 
 MAX_TOLD = 65_536
 
+FORGOTTEN_AT_ONCE = 256
+"""Old answers thrown away in one go, a fraction of a millisecond."""
+
 DOUBTED_S = 600.0
 """So long a blob that no peer gave is asked of clients again."""
 
@@ -31,18 +34,19 @@ class Holds:
     def __init__(self) -> None:
         self._held: Counter[Digest] = Counter()
         self._told: OrderedDict[tuple[RepositoryName, Digest], tuple[float, LinkRecord]] = OrderedDict()
+        self._tellings: Counter[Digest] = Counter()
+        """Blob -> in how many repositories somebody was told of it."""
         self._doubted: dict[Digest, float] = {}
 
     @contextmanager
-    def hold(self, digest: Digest) -> Iterator[None]:
-        """Keep the blob while the block lasts: its bytes come first, what names them comes after."""
-        self._held[digest] += 1
+    def hold(self, *digests: Digest) -> Iterator[None]:
+        """Keep the blobs while the block lasts: their bytes come first, what names them comes after."""
+        self._held.update(digests)
         try:
             yield
         finally:
-            self._held[digest] -= 1
-            if not self._held[digest]:
-                del self._held[digest]
+            for digest in digests:
+                _take_one(self._held, digest)
 
     def is_held(self, digest: Digest) -> bool:
         """Whether somebody holds it now. May be asked from another thread."""
@@ -50,19 +54,44 @@ class Holds:
 
     def tell(self, repository: RepositoryName, digest: Digest, link: LinkRecord) -> None:
         """A client was told that *repository* has the blob."""
+        self.forget_old()
+        if (repository, digest) not in self._told:
+            self._tellings[digest] += 1
         self._told[repository, digest] = (trio.current_time(), link)
         self._told.move_to_end((repository, digest))
         if len(self._told) > MAX_TOLD:
-            self._told.popitem(last=False)
+            self._forget(*next(iter(self._told)))
 
     def told(self, repository: RepositoryName, digest: Digest) -> LinkRecord | None:
         """What a client was told within `TOLD_S`."""
         when, link = self._told.get((repository, digest), (0.0, None))
         return link if link is not None and trio.current_time() < when + TOLD_S else None
 
+    def is_told(self, digest: Digest) -> bool:
+        """Whether a client was told of the blob in any repository. May be asked from another thread.
+
+        True for longer than `TOLD_S`, until `forget_old` has come by: that thread has no clock of ours.
+        """
+        return digest in self._tellings
+
     def take_back(self, repository: RepositoryName, digest: Digest) -> None:
         """The blob was deleted from *repository* here."""
-        self._told.pop((repository, digest), None)
+        if (repository, digest) in self._told:
+            self._forget(repository, digest)
+
+    def forget_old(self) -> bool:
+        """Throw away some of what is older than `TOLD_S`; return whether there may be more."""
+        now = trio.current_time()
+        for _ in range(FORGOTTEN_AT_ONCE):
+            oldest = next(iter(self._told), None)
+            if oldest is None or now < self._told[oldest][0] + TOLD_S:
+                return False
+            self._forget(*oldest)
+        return True
+
+    def _forget(self, repository: RepositoryName, digest: Digest) -> None:
+        del self._told[repository, digest]
+        _take_one(self._tellings, digest)
 
     def doubt(self, digest: Digest) -> None:
         """No peer gave the blob. Clients that ask whether it is here had better push it."""
@@ -73,3 +102,9 @@ class Holds:
     def is_doubted(self, digest: Digest) -> bool:
         """Whether that was within `DOUBTED_S`."""
         return trio.current_time() < self._doubted.get(digest, 0.0)
+
+
+def _take_one(counts: Counter[Digest], digest: Digest) -> None:
+    counts[digest] -= 1
+    if not counts[digest]:
+        del counts[digest]

@@ -144,10 +144,11 @@ class Manifests:
         manifest = await load_manifest(self._local, digest, record.media_type)
         if manifest is None:
             raise ContentUnavailable(f"manifest {digest} is not here now; pull it, then try again")
-        records, links = self._reliance.states(repository, await self._reliance.gather(repository, manifest))
-        stands = Put(catalog.manifest_key(repository, digest), record.encode(digest))
-        moved = self._move(repository, tag, digest, self._now_us()) or self._again(repository, tag)
-        await self._commit([stands, *records, *links.values()], moved)
+        async with self._reliance.kept(repository, digest, manifest) as relied:
+            records, links = self._reliance.states(repository, relied)
+            stands = Put(catalog.manifest_key(repository, digest), record.encode(digest))
+            moved = self._move(repository, tag, digest, self._now_us()) or self._again(repository, tag)
+            await self._commit([stands, *records, *links.values()], moved)
         return next(move for move in self.history(repository, tag) if move.to == digest)
 
     def exists(self, repository: RepositoryName) -> bool:
@@ -211,17 +212,15 @@ class Manifests:
         with self._holds.hold(digest):
             info = await self._blobs.put_whole(data, digest)
             self._providing.add(info.root)
-            relied = await self._reliance.gather(repository, manifest)
-            while not self._reliance.is_here(repository, relied):  # of what is damaged, some can vanish meanwhile
-                relied = await self._reliance.gather(repository, manifest)
-            # Again, and from here on without a pause: what it names may have been deleted meanwhile, its tags been set.
-            self._check_tags(repository, tags, digest, overwrite=overwrite)
-            records, links = self._reliance.states(repository, relied)
-            with self._setting(repository, tags, digest):
-                heads = await self._commit(
-                    [self._record(repository, digest, info, manifest), *records, *links.values()],
-                    self._rest(repository, digest, info, manifest, dict.fromkeys(tags)),
-                )
+            async with self._reliance.kept(repository, digest, manifest) as relied:
+                # Again, and from here on without a pause: what it names may have been deleted meanwhile, its tags set.
+                self._check_tags(repository, tags, digest, overwrite=overwrite)
+                records, links = self._reliance.states(repository, relied)
+                with self._setting(repository, tags, digest):
+                    heads = await self._commit(
+                        [self._record(repository, digest, info, manifest), *records, *links.values()],
+                        self._rest(repository, digest, info, manifest, dict.fromkeys(tags)),
+                    )
         if links:
             await self._links.drop_pending(repository, list(links))
         return ManifestPushed(digest, _subject_of(manifest), tuple(tags), heads)

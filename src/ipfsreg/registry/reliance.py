@@ -10,13 +10,16 @@ Whoever acknowledges a push answers for it. So before it is acknowledged,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import trio
 
 from ipfsreg.blockstore.interface import BlobStore
 from ipfsreg.crdt.interface import Names, Put
+from ipfsreg.database import Database
 from ipfsreg.errors import ContentUnavailable, ManifestBlobUnknown, ManifestInvalid
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
@@ -65,12 +68,17 @@ class Relied:
         yield self.manifest
         yield from self.below.values()
 
+    def content(self) -> set[Digest]:
+        """All that these name."""
+        return {digest for manifest in self.all() for digest in references_of(manifest).content}
+
 
 class Reliance:
     """Gathers it and writes it down."""
 
     def __init__(
         self,
+        database: Database,
         names: Names,
         records: Records,
         blobs: BlobStore,
@@ -81,6 +89,7 @@ class Reliance:
         fetch_pushed: bool,
     ) -> None:
         """*fetch_pushed*: fetch what is not here; without it an acknowledged push may rest on others."""
+        self._database = database
         self._names = names
         self._records = records
         self._blobs = blobs
@@ -89,6 +98,26 @@ class Reliance:
         self._fetches = fetches
         self._holds = holds
         self._fetch_pushed = fetch_pushed
+
+    @asynccontextmanager
+    async def kept(self, repository: RepositoryName, digest: Digest, manifest: Manifest) -> AsyncIterator[Relied]:
+        """All that *manifest*, which is *digest* and lies here, relies on: here, and safe while the block lasts.
+
+        Raises as `gather`, and ContentUnavailable: the manifest itself was deleted here just now.
+        """
+        with ExitStack() as holds:
+            holds.enter_context(self._holds.hold(digest))
+            while True:
+                relied = await self.gather(repository, manifest)
+                holds.enter_context(self._holds.hold(*relied.content()))
+                # A deletion that was decided before these holds may be with the writer, and does not show yet. Writes
+                # are ordered: after this one it does.
+                await self._database.write(_nothing)
+                if self._blobs.stat(digest) is None:
+                    raise ContentUnavailable(f"manifest {digest} was deleted here just now; try again")
+                if self.is_here(repository, relied):
+                    break
+            yield relied
 
     async def gather(self, repository: RepositoryName, manifest: Manifest) -> Relied:
         """Read the manifests below *manifest*, and fetch what is not here.
@@ -191,3 +220,7 @@ class Reliance:
     def _standing(self, key: str) -> list[Put]:
         value = self._names.get(key)
         return [] if value is None else [Put(key, value)]
+
+
+def _nothing(db: sqlite3.Connection) -> None:
+    """Only to be waited for."""

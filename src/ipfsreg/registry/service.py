@@ -280,7 +280,7 @@ async def open_registry(
         providing = Providing(routing)
         local = LocalBlobs(nursery, blobs)
         fetches = Fetches(nursery, blobs, local, bitswap, providing, settings.give_up_s, settings.finish_without_client)
-        reliance = Reliance(names, records, blobs, links, local, fetches, holds, settings.fetch_pushed)
+        reliance = Reliance(database, names, records, blobs, links, local, fetches, holds, settings.fetch_pushed)
         manifests = Manifests(
             names,
             records,

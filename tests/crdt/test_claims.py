@@ -421,6 +421,31 @@ def test_a_checkpoint_that_is_not_what_it_says_is_dropped(alice: Tables, bob: Ta
     assert len(bob.names) == 4, "the next one is taken all the same"
 
 
+@pytest.mark.parametrize("broken_off", [True, False])
+@pytest.mark.parametrize("comes_later", [True, False])
+def test_of_a_node_that_is_here_it_claims_nothing(
+    alice: Tables, bob: Tables, comes_later: bool, broken_off: bool
+) -> None:
+    node = alice.write(Put("/a", b"mine"), Put("/b", b"mine"))
+    header, nodes, elements, last = forged(
+        claims_of(alice), lambda given: [(key, priority, at, b"zzz", no) for key, priority, at, _, no in given]
+    )
+    if not comes_later:
+        bob.receive(node)
+    take(bob, [header, nodes])
+    if comes_later:
+        assert bob.checkpoint[0] == LOADING
+        bob.receive(node)
+    mine = {"/a": b"mine", "/b": b"mine"}
+    assert take(bob, [elements]) == []
+    assert bob.names == mine
+    bob.apply(Work(claims=[Claim(None) if broken_off else last]))
+    assert (bob.names, bob.checkpoint) == (mine, (DROPPED, 0))
+    bob.apply(Work(starting=True))
+    assert bob.names == mine
+    assert bob.content() == alice.content()
+
+
 def test_a_replica_that_is_not_whole_offers_none(alice: Tables, bob: Tables) -> None:
     assert Making(alice.db, "names", RULES, least_nodes=1, now_us=1).header is None, "nothing at all"
     first, second = alice.write(Put("/a", b"1")), alice.write(Put("/b", b"1"))

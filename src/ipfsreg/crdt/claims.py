@@ -53,6 +53,12 @@ CREATE TABLE crdt_checkpoints (
 """
 """`crdt_nodes.checkpoint`: the number of the checkpoint that covers the node."""
 
+_HERE = (2, 3)
+"""The states in which a node may have been merged."""
+
+_TOO_LATE = "nodes of the checkpoint are here already"
+"""What they have said counts already, unveiled; from here the history is the better way."""
+
 SETTLED_AT_ONCE = 5000
 """Elements looked at in one transaction."""
 
@@ -207,11 +213,13 @@ class Claims:
         assert self._header is not None
         if piece.nodes is not None:
             for multihash in multihashes_in(piece.nodes):
-                (number,) = self._db.execute(
+                number, state = self._db.execute(
                     "INSERT INTO crdt_nodes (multihash, state, checkpoint) VALUES (?, 0, ?)"
-                    " ON CONFLICT (multihash) DO UPDATE SET checkpoint = excluded.checkpoint RETURNING number",
+                    " ON CONFLICT (multihash) DO UPDATE SET checkpoint = excluded.checkpoint RETURNING number, state",
                     (multihash, self._number),
                 ).fetchone()
+                if state in _HERE:
+                    raise MalformedData(_TOO_LATE)
                 loading.nodes.append(number)
             if len(loading.nodes) > self._header.nodes:
                 raise MalformedData("a checkpoint of more nodes than it says")
@@ -237,8 +245,7 @@ class Claims:
             "SELECT 1 FROM crdt_nodes WHERE checkpoint = ? AND state IN (2, 3) LIMIT 1", (self._number,)
         ).fetchone()
         if here is not None:
-            # What it has said counts already, unveiled; from here the history is the better way.
-            raise MalformedData("nodes of the checkpoint are here already")
+            raise MalformedData(_TOO_LATE)
         self._db.execute("UPDATE crdt_checkpoints SET proof = ? WHERE number = ?", (proof, self._number))
         self._set(SPEAKING)
         return self._header.heads

@@ -209,10 +209,10 @@ async def test_a_file_that_changes_is_taken_and_a_broken_one_is_not(file: Path) 
     generation = issuers.generation
     write(b"broken")
     with pytest.raises(ConfigError, match=r"auth\.issuers"):
-        issuers.reload()
+        issuers.reload(file)
     await issuers.verify(token(), ISSUER)
     write(jwks(jwk(ED, "ed")))
-    issuers.reload()
+    issuers.reload(file)
     assert issuers.generation > generation
     with pytest.raises(TokenInvalid):
         await issuers.verify(token(), ISSUER)

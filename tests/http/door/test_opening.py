@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from pathlib import Path
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from ipfsreg.config import load_config
-from ipfsreg.errors import ConfigError
+from ipfsreg.errors import ConfigError, Unauthorized
 from ipfsreg.http.door.opening import OpenedDoor, open_door
+from ipfsreg.http.reloading import Reloads
 from ipfsreg.testing.closed import ClosedDoor
 
 SECRET = b"the node's own key"
@@ -84,3 +89,34 @@ def test_a_node_that_others_can_make_use_of_says_so_loudly(
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == len(told)
     assert all(part in warning for part, warning in zip(told, warnings, strict=True))
+
+
+async def test_a_broken_key_file_holds_up_no_other_issuer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def publish(name: str) -> ed25519.Ed25519PrivateKey:
+        key = ed25519.Ed25519PrivateKey.generate()
+        entry = json.loads(jwt.algorithms.OKPAlgorithm.to_jwk(key.public_key())) | {"kid": "k"}
+        new = tmp_path / "new"
+        new.write_text(json.dumps({"keys": [entry]}))
+        new.rename(tmp_path / name)
+        return key
+
+    def token(name: str, key: ed25519.Ed25519PrivateKey) -> str:
+        claims = {"iss": f"https://{name}", "aud": "ipfsreg", "sub": "carol", "exp": int(time.time()) + 60}
+        return "Bearer " + jwt.encode({**claims, "access": []}, key, algorithm="EdDSA", headers={"kid": "k"})
+
+    first, withdrawn = publish("first"), publish("second")
+    issuers = [{"issuer": f"https://{name}", "jwks": str(tmp_path / name)} for name in ("first", "second")]
+    opened = open_with(AUTH_ISSUERS=json.dumps(issuers), AUTH_REALM="https://first/token")
+    assert opened.door is not None
+    assert opened.door._keeper is not None
+    identify = opened.door._keeper.authenticator.identify
+    await identify(token("second", withdrawn), "192.0.2.1")
+    reloads = Reloads(opened.reloaded)
+    (tmp_path / "first").write_text("broken")
+    replaced = publish("second")
+    await reloads.reload()
+    assert f"not reloaded, what was there before stays in use: auth.issuers = '{tmp_path / 'first'}'" in caplog.text
+    await identify(token("first", first), "192.0.2.1")
+    await identify(token("second", replaced), "192.0.2.1")
+    with pytest.raises(Unauthorized):
+        await identify(token("second", withdrawn), "192.0.2.1")

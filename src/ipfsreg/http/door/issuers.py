@@ -127,18 +127,24 @@ class Issuers:
         self._lock = threading.Lock()
         self.generation = 0
         """Goes up when keys change."""
-        self.reload()
+        for path in self.paths:
+            self.reload(path)
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Files whose change asks for `reload`."""
-        return tuple(issuer.path for issuer in self._issuers.values() if issuer.path is not None)
+        """Files whose change asks for `reload`, each once."""
+        return tuple(dict.fromkeys(issuer.path for issuer in self._issuers.values() if issuer.path is not None))
 
-    def reload(self) -> None:
-        """Read the files again. Raises ConfigError: what was read before stays in use."""
+    def reload(self, path: Path) -> None:
+        """Read the file at *path* again, and no other: one that is broken holds up nobody else's keys.
+
+        Raises:
+            ConfigError: what was read before stays in use.
+        """
+        keys = _read(path)
         for issuer in self._issuers.values():
-            if issuer.path is not None:
-                self._take(issuer, _read(issuer.path))
+            if issuer.path == path:
+                self._take(issuer, keys)
 
     def _take(self, issuer: _Issuer, keys: dict[str, PublicKey]) -> None:
         with self._lock:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ipfsreg.config import AuthConfig, Config
@@ -91,8 +92,8 @@ def _keeper(auth: AuthConfig, secret: bytes, reloaded: list[Reloaded]) -> Keeper
             for one in auth.issuers
         ]
         issuers = Issuers(settings)
-        if issuers.paths:
-            reloaded.append(Reloaded(issuers.paths, issuers.reload))
+        # Each on its own: where one is broken the others are read all the same.
+        reloaded.extend(Reloaded((path,), partial(issuers.reload, path)) for path in issuers.paths)
     failures = None
     if auth.failed_logins_per_min:
         failures = Allowances(auth.failed_logins_per_min / 60, max(1.0, auth.failed_logins_per_min))

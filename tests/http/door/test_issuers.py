@@ -75,10 +75,19 @@ class KeyService:
     def __init__(self) -> None:
         self.response = Response(200, (("Content-Type", "application/json"),), ALL)
         self.asked = 0
+        self.was_asked = trio.Event()
+        self.gate = trio.Event()
+        self.gate.set()
 
     async def answer(self, request: Request) -> Response:
         self.asked += 1
+        self.was_asked.set()
+        await self.gate.wait()
         return self.response
+
+    def close_gate(self) -> None:
+        """Let who asks wait from now on."""
+        self.was_asked, self.gate = trio.Event(), trio.Event()
 
     def say(self, body: bytes, status: int = 200, *headers: tuple[str, str]) -> None:
         self.response = Response(status, headers, body)
@@ -316,3 +325,63 @@ async def test_many_tokens_at_once_cause_one_fetch(service: tuple[KeyService, st
         for _ in range(20):
             nursery.start_soon(issuers.verify, token(), ISSUER)
     assert keys.asked == 1
+
+
+async def test_a_known_fresh_key_waits_for_no_fetch_that_a_stranger_causes(
+    service: tuple[KeyService, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, url = service
+    issuers = knowing(url)
+    await issuers.verify(token(), ISSUER)
+    monkeypatch.setattr(issuers_module, "RETRY_S", 0.0)
+    keys.close_gate()
+    refused = trio.Event()
+
+    async def stranger() -> None:
+        with pytest.raises(TokenInvalid):
+            await issuers.verify(token(EC, "unknown"), ISSUER)
+        refused.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stranger)
+        with trio.fail_after(5):
+            await keys.was_asked.wait()
+            await issuers.verify(token(), ISSUER)
+        assert not refused.is_set()
+        keys.gate.set()
+    assert keys.asked == 2
+
+
+async def test_old_keys_are_used_while_a_slow_service_is_asked_for_newer_ones(
+    service: tuple[KeyService, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, url = service
+    keys.say(jwks(jwk(EC, "ec")))
+    issuers = knowing(url)
+    await issuers.verify(token(), ISSUER)
+    monkeypatch.setattr(issuers_module, "RETRY_S", 0.0)
+    monkeypatch.setattr(issuers_module, "FRESH_S", 0.0)
+    monkeypatch.setattr(issuers_module, "PATIENCE_S", 0.01)
+    keys.close_gate()
+    keys.say(jwks(jwk(ED, "ed")))
+    with trio.fail_after(5):
+        await issuers.verify(token(), ISSUER)
+        await keys.was_asked.wait()
+        await issuers.verify(token(), ISSUER)
+    keys.gate.set()
+    await issuers.verify(token(ED, "ed", "EdDSA"), ISSUER)
+    assert keys.asked == 2
+    with pytest.raises(TokenInvalid):
+        await issuers.verify(token(), ISSUER)
+
+
+async def test_a_key_server_that_breaks_in_an_unforeseen_way_ends_no_node(
+    service: tuple[KeyService, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def breaks(url: str) -> bytes:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(issuers_module, "_fetch", breaks)
+    with pytest.raises(TokenInvalid):
+        await knowing(service[1]).verify(token(), ISSUER)
+    assert "no keys of the issuer https://login.example" in caplog.text

@@ -39,6 +39,8 @@ FRESH_S = 300.0
 """Seconds after which keys from a URL are fetched again."""
 STALE_S = 24 * 3600.0
 """Seconds for which keys count whose URL does not answer any more."""
+PATIENCE_S = 1.0
+"""Seconds that a token whose key is known waits for newer keys; then it is checked by those there are."""
 RETRY_S = 30.0
 """Seconds between two fetches, however many tokens name a key that is not known."""
 
@@ -111,7 +113,8 @@ class _Issuer:
     keys: Mapping[str, PublicKey] = field(default_factory=dict)
     fetched_at: float = float("-inf")
     tried_at: float = float("-inf")
-    fetching: trio.Lock = field(default_factory=trio.Lock)
+    fetching: trio.Event | None = None
+    """Set when the fetch that is under way has ended; None: none is."""
 
     @property
     def path(self) -> Path | None:
@@ -170,28 +173,49 @@ class Issuers:
         return Claims(claims.user, grants, claims.expires_at)
 
     async def _find(self, issuer: _Issuer, kid: str) -> PublicKey | None:
+        """The key *kid*, at once where it is known and fresh: no slow service, and no stranger who names keys that do
+        not exist, delays those whose key is known."""
         if issuer.path is None:
-            await self._refresh(issuer, kid)
+            age_s = time.monotonic() - issuer.fetched_at
+            if issuer.keys and age_s > STALE_S:
+                self._take(issuer, {})
+            if kid not in issuer.keys:
+                await self._refresh(issuer)
+            elif age_s > FRESH_S:
+                with trio.move_on_after(PATIENCE_S):
+                    await self._refresh(issuer)
         return issuer.keys.get(kid)
 
-    async def _refresh(self, issuer: _Issuer, kid: str) -> None:
-        """Fetch the keys where they are old or lack *kid*, one fetch at a time; what fails leaves what there is."""
-        async with issuer.fetching:
+    async def _refresh(self, issuer: _Issuer) -> None:
+        """Wait for the fetch that is under way, or for one that begins now if the last is long enough ago.
+
+        Cancelled: the fetch goes on.
+        """
+        if issuer.fetching is None:
             now = time.monotonic()
-            old = now - issuer.fetched_at > FRESH_S
-            if not (old or kid not in issuer.keys) or now - issuer.tried_at < RETRY_S:
+            if now - issuer.tried_at < RETRY_S:
                 return
             issuer.tried_at = now
-            try:
-                keys = parse_jwks(await _fetch(issuer.settings.jwks))
-            except (httpx.HTTPError, httpx.InvalidURL, OSError, MalformedData) as error:
-                logger.warning("no keys of the issuer %s: %s", issuer.settings.issuer, error or type(error).__name__)
-                if issuer.keys and now - issuer.fetched_at > STALE_S:
-                    self._take(issuer, {})
-                return
+            issuer.fetching = trio.Event()
+            # It outlasts who asked for it, and has its own deadline.
+            trio.lowlevel.spawn_system_task(self._fetch_keys, issuer, issuer.fetching, now)
+        await issuer.fetching.wait()
+
+    async def _fetch_keys(self, issuer: _Issuer, done: trio.Event, now: float) -> None:
+        """Fetch the keys; what fails leaves what there is."""
+        try:
+            keys = parse_jwks(await _fetch(issuer.settings.jwks))
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, MalformedData) as error:
+            logger.warning("no keys of the issuer %s: %s", issuer.settings.issuer, error or type(error).__name__)
+        except Exception:  # what leaves a system task ends the process, and this is about bytes of somebody else
+            logger.exception("no keys of the issuer %s", issuer.settings.issuer)
+        else:
             issuer.fetched_at = now
             if keys != issuer.keys:
                 self._take(issuer, keys)
+        finally:
+            issuer.fetching = None
+            done.set()
 
 
 async def _fetch(url: str) -> bytes:

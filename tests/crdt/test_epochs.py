@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from ipfsreg.crdt import epochs
@@ -61,6 +62,12 @@ async def turn(
         return before
 
 
+async def begin(swarm: ReplicaSwarm, name: str, epoch: int) -> None:
+    """Let the replica *name*, which is empty, begin in *epoch*."""
+    async with open_inline_database(swarm.directory / f"{name}.db") as database:
+        await open_epoch(database, epoch)
+
+
 def rows(swarm: ReplicaSwarm, name: str) -> dict[str, int]:
     database = swarm.databases[name]
     return {table: database.read(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ROWS}
@@ -103,6 +110,7 @@ async def test_replicas_with_the_same_names_begin_the_same_epoch_each_for_itself
         assert alice.get("/t/29") is None, "nothing older comes back"
         assert alice.scan("/") == bob.scan("/")
         assert len(alice.scan("/")) == 20
+        await begin(swarm, "carol", 2)
         async with swarm.open("carol") as carol:
             await wait_equal(alice, carol)
             assert carol.scan("/") == alice.scan("/")
@@ -176,6 +184,40 @@ async def test_where_signatures_are_required_the_seed_counts_unsigned(
         await wait_equal(alice, bob)
         assert bob.scan("/") == names
         assert alice.status().withheld == 0
+
+
+async def test_nodes_of_an_epoch_before_change_nothing_when_somebody_says_them_again(
+    swarm: ReplicaSwarm, autojump_clock: MockClock
+) -> None:
+    def rules(*seeds: bytes) -> ReplicaSettings:
+        rule = Rule("*", frozenset({peer_of("alice")}))
+        unsigned = frozenset(seeds)
+        return ReplicaSettings(
+            writers=Writers((rule,), require_signed=True, unsigned_heads=unsigned, repository_of=lambda key: "r")
+        )
+
+    async with swarm.open("alice", rules()) as alice, swarm.open("mallory", rules()) as mallory:
+        for number in range(6):
+            await alice.commit([Put("/tag", b"%d" % number), Put("/gone", b"1")])
+        await wait_equal(alice, mallory)
+        swarm.cut("alice", "mallory")
+        await alice.commit([Put("/tag", b"newest"), Delete("/gone")])
+        head, _ = await alice.next_seed()
+        assert head is not None
+    swarm.heal("alice", "mallory")
+    settings = rules(head.multihash)
+    await turn(swarm, "alice", settings.writers)
+    async with swarm.open("alice", settings) as alice, swarm.open("mallory", rules()) as mallory:
+        assert mallory.epoch.number == 1
+        with trio.fail_after(300):
+            await alice.wait_merged(mallory.heads())
+        assert alice.scan("/") == [("/tag", b"newest")]
+        assert alice.status().quarantined == 6
+    await begin(swarm, "carol", 2)
+    async with swarm.open("alice", settings) as alice, swarm.open("carol", settings) as carol:
+        await alice.commit([Put("/tag", b"after")])
+        await wait_equal(alice, carol)
+        assert alice.scan("/") == carol.scan("/") == [("/tag", b"after")]
 
 
 async def test_the_seed_says_what_the_names_are(tmp_path: Path, swarm: ReplicaSwarm, autojump_clock: MockClock) -> None:

@@ -74,6 +74,17 @@ def test_a_strange_signature_is_none_and_quarantines_the_node(strange: bytes) ->
     assert node_with(strange, BELOW).fault is not None
 
 
+def test_a_signature_holds_in_its_epoch_only() -> None:
+    for epoch in (1, 2, 3):
+        built = build_node(LINKS, DELTA, ALICE, epoch)
+        assert parse_node(built.block, epoch) == built
+        for other in {1, 2, 3} - {epoch}:
+            replayed = parse_node(built.block, other)
+            assert replayed.author is None
+            assert replayed.fault is not None
+            assert f"in epoch {other}" in replayed.fault
+
+
 def test_unknown_fields_before_the_signature_are_signed_with_the_rest() -> None:
     signed = signed_delta(LINKS, DELTA.encode() + varint_field(200, 7), ALICE)
     assert author_of(LINKS, memoryview(signed)) == peer_of("alice")

@@ -192,7 +192,7 @@ async def _fill(
         await _index_files(shelf, uploads, report)
         if old is not None:
             with closing(_open_to_read(old)) as db:
-                salvage = await trio.to_thread.run_sync(_Salvage, db, ourselves, epoch and epoch.seed)
+                salvage = await trio.to_thread.run_sync(_Salvage, db, ourselves, epoch or FIRST)
                 await _merge_nodes(database, salvage, report)
                 await _keep_small_blobs(shelf, salvage, report)
     if epoch is not None and epoch.seed is not None:
@@ -259,15 +259,16 @@ def _exchange(old: Path, ready: Path) -> Path | None:
 class _Salvage:
     """What can still be read of a database."""
 
-    def __init__(self, db: sqlite3.Connection, ourselves: PeerId, seed: bytes | None) -> None:
+    def __init__(self, db: sqlite3.Connection, ourselves: PeerId, epoch: Epoch) -> None:
         self._db = db
+        self._epoch = epoch.number
         self._rows: dict[bytes, int] = {}
         own: list[bytes] = []
         for row, multihash, data in read_around(db, "small_blocks", "hash, data"):
             if not isinstance(multihash, bytes) or not isinstance(data, bytes) or not _matches(multihash, data):
                 continue
             self._rows[multihash] = row
-            node = _node_in(multihash, data)
+            node = _node_in(multihash, data, self._epoch)
             if node is not None and node.author == ourselves:
                 own.append(multihash)
         known = [
@@ -276,7 +277,7 @@ class _Salvage:
             if how in (state.STORED, state.CLOSED) and isinstance(multihash, bytes)
         ]
         self._priorities: dict[bytes, int] = {}
-        missing = known + own + ([] if seed is None else [seed])
+        missing = known + own + ([] if epoch.seed is None else [epoch.seed])
         while missing:
             multihash = missing.pop()
             node = None if multihash in self._priorities else self.node(multihash)
@@ -295,7 +296,7 @@ class _Salvage:
     def node(self, multihash: bytes) -> Node | None:
         """A node that is here."""
         block = self.block(multihash)
-        return None if block is None else _node_in(multihash, bytes(block.data))
+        return None if block is None else _node_in(multihash, bytes(block.data), self._epoch)
 
     def nodes(self) -> Iterator[Node]:
         """All nodes of the names' DAG, none before those below it."""
@@ -324,9 +325,9 @@ def _matches(multihash: bytes, data: bytes) -> bool:
         return False
 
 
-def _node_in(multihash: bytes, data: bytes) -> Node | None:
+def _node_in(multihash: bytes, data: bytes, epoch: int) -> Node | None:
     try:
-        return parse_node(Block(node_cid(multihash), data))
+        return parse_node(Block(node_cid(multihash), data), epoch)
     except MalformedData:
         return None
 

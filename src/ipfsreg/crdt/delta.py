@@ -191,19 +191,19 @@ class Node:
         return self.block.cid.multihash
 
 
-def build_node(links: Iterable[bytes], delta: Delta, signer: Signer | None = None) -> Node:
-    """The node of ours that builds on the nodes *links* (multihashes), which are put in byte order.
+def build_node(links: Iterable[bytes], delta: Delta, signer: Signer | None = None, epoch: int = 1) -> Node:
+    """The node of ours that builds on the nodes *links* (multihashes) in *epoch*; links are put in byte order.
 
     Go's order is that of a map, so nobody can rely on it; ours is always the same.
     """
     ordered = tuple(sorted(links))
-    data = delta.encode() if signer is None else signed_delta(ordered, delta.encode(), signer)
+    data = delta.encode() if signer is None else signed_delta(ordered, delta.encode(), signer, epoch)
     encoded = PBNode(tuple(PBLink(node_cid(link)) for link in ordered), data).encode()
     return Node(Block.of(encoded, DAG_PB), ordered, delta, None, None if signer is None else signer.peer_id)
 
 
-def parse_node(block: Block) -> Node:
-    """Read the node in *block*, whose hash was checked.
+def parse_node(block: Block, epoch: int = 1) -> Node:
+    """Read the node in *block*, whose hash was checked, as one of *epoch*.
 
     Raises:
         MalformedData: it is no node; Go refuses it too.
@@ -222,7 +222,7 @@ def parse_node(block: Block) -> Node:
     author = None
     if fault is None:
         try:
-            author = author_of([link.cid.multihash for link in content.links], data)
+            author = author_of([link.cid.multihash for link in content.links], data, epoch)
         except MalformedData as error:
             fault = str(error)
     block = Block(node_cid(block.cid.multihash), block.data)

@@ -164,7 +164,12 @@ class Replica:
         """Which history this is."""
         self._checkpoint = last_checkpoint(database)
         self._walker = Walker(
-            database, blocks, self._intake, Frontier(rng), None if network is None else Dagsync(network, database)
+            database,
+            blocks,
+            self._intake,
+            Frontier(rng),
+            None if network is None else Dagsync(network, database),
+            epoch=self.epoch.number,
         )
         self._herald = Herald(rng, now=trio.current_time())
         self._herald_wake = trio.Event()

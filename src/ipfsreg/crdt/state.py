@@ -552,9 +552,13 @@ class _Transaction:
         priority = 1 + max(below, min(ahead, below + PRIORITY_SLACK))
         links = [multihash for multihash, _, _ in heads]
         links += self._skip_link(priority)
-        node = build_node(set(links), Delta(tuple(elements), tuple(tombstones), priority), self._signer)
+        node = build_node(set(links), Delta(tuple(elements), tuple(tombstones), priority), self._signer, self._epoch())
         self.receive(node)
         self._outcome.written.append(node)
+
+    def _epoch(self) -> int:
+        row = self._db.execute("SELECT number FROM crdt_epoch").fetchone()
+        return 1 if row is None else row[0]
 
     def _skip_link(self, height: int) -> list[bytes]:
         """For one node in 64, an ancestor as far back as the height's lowest bit says, or half as far: 64, 128, 256 …

@@ -53,7 +53,10 @@ class Walker:
         intake: Intake,
         frontier: Frontier,
         dagsync: Dagsync | None = None,
+        *,
+        epoch: int = 1,
     ) -> None:
+        self._epoch = epoch
         self._dagsync = dagsync
         self._announced: set[bytes] = set()
         self._resting: dict[PeerId, float] = {}
@@ -129,9 +132,9 @@ class Walker:
         self.last_arrival_at = trio.current_time()
         try:
             if len(block.data) > PARSED_HERE_BYTES:
-                node = await trio.to_thread.run_sync(parse_node, block, limiter=self._parsers)
+                node = await trio.to_thread.run_sync(parse_node, block, self._epoch, limiter=self._parsers)
             else:
-                node = parse_node(block)
+                node = parse_node(block, self._epoch)
         except MalformedData as error:
             await self._intake.add_arrival(VoidNode(multihash, str(error)))
             return ()

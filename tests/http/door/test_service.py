@@ -6,12 +6,15 @@ import base64
 import hashlib
 import json
 import re
+import time
 from collections.abc import Mapping
 from urllib.parse import quote, urlencode
 
 import pytest
 
 from ipfsreg.cli.passwd import remove_user
+from ipfsreg.http.door.access import Grants
+from ipfsreg.http.door.tokens import Tokens, load_keys
 from ipfsreg.testing.closed import ClosedDoor
 from ipfsreg.testing.front_door import open_front_door
 from ipfsreg.testing.http_client import Answer, HttpClient, connect_http
@@ -519,6 +522,38 @@ async def test_so_many_requests_at_once_and_no_more(open_closed: OpenClosed) -> 
             await other.send(b"0123456789")
             assert (await other.receive()).status == 202
         assert await status(client, "GET", "/v2/_catalog", basic("alice")) == 200
+
+
+@pytest.mark.parametrize("kind", ["expired token", "forged token", "wrong password"])
+async def test_requests_whose_credentials_prove_nothing_are_requests_of_their_address(
+    closed: ClosedDoor, open_closed: OpenClosed, kind: str
+) -> None:
+    tokens = Tokens(load_keys(closed.directory / "token.key"), "ipfsreg", 60.0)
+    header = {
+        "expired token": f"Bearer {tokens.issue('alice', Grants(()), time.time() - 1000)}",
+        "forged token": "Bearer x.y.z",
+        "wrong password": basic("alice", "wrong")["Authorization"],
+    }[kind]
+    limits = {"HTTP_REQUESTS_PER_S": "0.01", "HTTP_REQUESTS_BURST": "3", "AUTH_FAILED_LOGINS_PER_MIN": "100"}
+    async with open_closed(**limits) as server, connect_http(server.places[0]) as client:
+        who = {"Authorization": header}
+        assert [await status(client, "GET", "/v2/_catalog", who) for _ in range(4)] == [401, 401, 401, 429]
+        assert await status(client, "GET", "/v2/_catalog", {}) == 429
+        assert await status(client, "GET", "/v2/_catalog", basic("alice")) == 200
+
+
+async def test_requests_for_tokens_are_among_those_at_once(open_closed: OpenClosed) -> None:
+    async with open_closed(HTTP_REQUESTS_AT_ONCE="1") as server, connect_http(server.places[0]) as client:
+        async with connect_http(server.places[0]) as other:
+            form = urlencode({"grant_type": "password", "username": "alice", "password": PASSWORDS["alice"]}).encode()
+            head = f"POST /token HTTP/1.1\r\nHost: h\r\nContent-Length: {len(form)}\r\nExpect: 100-continue\r\n\r\n"
+            await other.send(head.encode())
+            assert (await other.receive()).status == 100
+            answer = await client.request("GET", "/token", basic("bob"))
+            assert error_of(answer) == (429, "TOOMANYREQUESTS")
+            await other.send(form)
+            assert (await other.receive()).status == 200
+        assert await status(client, "GET", "/token", basic("bob")) == 200
 
 
 async def test_failed_logins_of_an_address_are_limited_and_those_who_are_in_stay_in(open_closed: OpenClosed) -> None:

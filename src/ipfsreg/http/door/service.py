@@ -109,8 +109,7 @@ class Door:
         if self._proxies is not None:
             _look_behind(self._proxies, request)
         if keeper is None:
-            if self._requests is not None or self._at_once is not None:
-                await self._limit(request, NOBODY)
+            await self._limit(request, NOBODY)
             return action
         need = need_of(action)
         header = request.headers.get("authorization")
@@ -119,11 +118,12 @@ class Door:
         except Unauthorized as error:
             request.tried = claimed_user(header or "")
             error.challenge = keeper.challenge.header(request, need, error.error)
+            # Not every refusal counts as a failed login (an expired token does not), but each is a request.
+            await self._limit(request, NOBODY)
             raise
         request.user = caller.user
         request.how = caller.how
-        if self._requests is not None or self._at_once is not None:
-            await self._limit(request, caller)
+        await self._limit(request, caller)
         if need is None:
             self._check_ping(keeper, request, caller)
             return action
@@ -146,6 +146,9 @@ class Door:
             raise Unauthorized("log in first", challenge=keeper.challenge.header(request, None, ""))
 
     async def _limit(self, request: Request, caller: Caller) -> None:
+        """Count *request* as one of *caller*'s, or where they are nobody of their address. Raises TooManyRequests."""
+        if self._requests is None and self._at_once is None:
+            return
         client = caller.user or client_of(request.peer)
         if self._requests is not None:
             wait_s = self._requests.take(client, time.monotonic())
@@ -173,8 +176,7 @@ class Door:
         assert self._keeper.endpoint is not None
         if self._proxies is not None:
             _look_behind(self._proxies, request)
-        if self._requests is not None:
-            await self._limit(request, NOBODY)
+        await self._limit(request, NOBODY)
         return await self._keeper.endpoint.answer(request)
 
     def note(self, request: Request, action: paths.Action | None, status: int) -> None:

@@ -18,7 +18,8 @@ from ipfsreg.config import load_config
 from ipfsreg.crdt.interface import Change, Delete, Put
 from ipfsreg.crdt.memory import MemoryNames
 from ipfsreg.database import open_database
-from ipfsreg.errors import ManifestUnknown, StoreFull
+from ipfsreg.errors import ManifestUnknown, StoreDamaged, StoreFull
+from ipfsreg.http.paths import FinishUpload, PutManifest
 from ipfsreg.http.request import Request
 from ipfsreg.http.responses import Response
 from ipfsreg.http.server import open_server
@@ -40,6 +41,16 @@ MANIFEST = (
     f'"digest":"{EMPTY_JSON}","size":2}},"layers":[]}}'
 ).encode()
 MANIFEST_DIGEST = str(Digest.of(MANIFEST))
+
+
+class NoBody:
+    length: int | None = 0
+
+    async def read(self) -> memoryview:
+        return memoryview(b"")
+
+    async def read_all(self, limit: int) -> bytes:
+        return b""
 
 
 class Listener:
@@ -204,6 +215,53 @@ async def test_a_full_disk_costs_the_event_and_not_the_push(
 OURS, THEIRS = Identity.generate().peer_id, Identity.generate().peer_id
 REPOSITORY, TAG = RepositoryName("team/app"), Tag("1.0")
 DIGEST = Digest("sha256", "ab" * 32)
+
+
+class Unreadable:
+    """As much of a registry as is asked: it holds what it cannot read any more."""
+
+    async def stat_manifest(self, repository: object, reference: object) -> None:
+        raise StoreDamaged("unreadable")
+
+    def blob_size(self, repository: object, digest: object) -> int:
+        raise StoreDamaged("unreadable")
+
+
+@pytest.mark.parametrize(
+    "action", [PutManifest(REPOSITORY, TAG, ()), FinishUpload(REPOSITORY, "upload", DIGEST)], ids=["manifest", "blob"]
+)
+async def test_a_store_that_cannot_be_read_costs_the_size_and_not_the_push(
+    tmp_path: Path, action: PutManifest | FinishUpload
+) -> None:
+    listener = Listener()
+    async with (
+        open_server(listener, listen=["127.0.0.1:0"]) as server,
+        open_database(tmp_path / "node.db") as database,
+        open_notifications(
+            database,
+            Unreadable(),  # type: ignore[arg-type]
+            MemoryNames(),
+            [Subscription(endpoint=Endpoint(name="a", url=f"http://{server.places[0]}"))],
+            peer=OURS,
+            addr="r:5000",
+        ) as notifications,
+    ):
+        request = Request("PUT", "/v2/team/app", {}, NoBody(), "192.0.2.1")
+        await notifications.note(request, action, Response(201, (("Docker-Content-Digest", str(DIGEST)),)))
+        (event,) = await listener.wait_for(1)
+    assert (event["action"], event["target"]["digest"]) == ("push", str(DIGEST))
+    assert "size" not in event["target"]
+
+
+async def test_a_push_is_not_measured_as_if_a_client_had_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    digest = Digest.parse(EMPTY_JSON)
+    async with notifying_node(tmp_path, caplog, {"name": "ci", "url": "http://127.0.0.1:1/"}) as (node, client, _):
+        await push(client, "team/app", "1.0")
+        assert not node.registry._holds.is_told(digest)
+        assert (await client.request("HEAD", f"/v2/team/app/blobs/{EMPTY_JSON}")).status == 200
+        assert node.registry._holds.is_told(digest)
 
 
 class NoManifests:

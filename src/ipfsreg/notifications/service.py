@@ -134,10 +134,12 @@ class Notifications:
             if target.is_manifest:
                 stat = await self._registry.stat_manifest(repository, digest)
                 return replace(target, media_type=stat.media_type, size=stat.size)
-            return replace(target, size=(await self._registry.stat_blob(repository, digest)).size)
+            return replace(target, size=self._registry.blob_size(repository, digest))
         except RegistryError as error:  # deleted again meanwhile
             logger.debug("%s: %s", target, error)
-            return target
+        except StoreError as error:  # what is told has been committed, and is told without a size
+            logger.warning("told without its size: %s: %s", target, error)
+        return target
 
     # ----------------------------------------------------------------- merged
 

@@ -151,6 +151,15 @@ class Registry(Protocol):
     async def stat_blob(self, repository: RepositoryName, digest: Digest) -> BlobStat:
         """Raises BlobUnknown: this repository may not serve it."""
 
+    def blob_size(self, repository: RepositoryName, digest: Digest) -> int:
+        """In bytes, for whoever is no client: after `stat_blob` the client it was for relies on the blob, and it is
+        kept for that.
+
+        Raises:
+            BlobUnknown: this repository may not serve it.
+            StoreError.
+        """
+
     async def open_blob(self, repository: RepositoryName, digest: Digest) -> BlobContent:
         """Open for reading; a blob we lack begins to be fetched. Raises BlobUnknown, ContentUnavailable."""
 

@@ -120,6 +120,9 @@ class LocalRegistry:
         self._holds.tell(repository, digest, link)
         return BlobStat(digest, link.size, link.root)
 
+    def blob_size(self, repository: RepositoryName, digest: Digest) -> int:
+        return self._link(repository, digest).size
+
     def _link(self, repository: RepositoryName, digest: Digest) -> LinkRecord:
         link = self._links.find(repository, digest)
         if link is None:

@@ -510,6 +510,24 @@ async def test_blobs_are_looked_at_some_at_a_time(alice: Site, monkeypatch: pyte
     assert alice.database.read("SELECT item FROM gc_condemned").fetchall() == []
 
 
+async def test_pending_links_are_looked_at_some_at_a_time(alice: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipfsreg.registry.gc.PAGE", 2)
+    await alice.push_image(APP, "latest", b"kept")
+    for number in range(5):
+        for repository in (APP, OTHER):
+            await alice.push_blob(repository, b"%d" % number)
+    report = await alice.registry.collector.collect(grace_s=0)
+    assert report.found == report.waiting == 10
+    named = Digest.of(b"3")
+    await alice.registry.delete_blob(OTHER, named)
+    sentences = "SELECT count(*) FROM gc_condemned WHERE item LIKE 'pending %'"
+    assert alice.database.read(sentences).fetchone() == (10,)
+    report = await alice.registry.collector.collect(grace_s=0)
+    assert report.found == 9 + 5
+    assert alice.database.read(sentences).fetchone() == (0,)
+    assert alice.registry._links.pending_page(None, 100) == []
+
+
 # ------------------------------------------------------- deletions that were decided before a push holds its blobs
 
 

@@ -40,7 +40,7 @@ from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName
 from ipfsreg.registry import catalog
 from ipfsreg.registry.holds import Holds
-from ipfsreg.registry.links import Links
+from ipfsreg.registry.links import Links, PendingLink
 from ipfsreg.registry.local import LocalBlobs
 from ipfsreg.registry.marking import References, Sentence, judge, reached, references_of, unnamed
 from ipfsreg.registry.providing import Providing
@@ -77,7 +77,7 @@ _TABLES = (
     """,
 )
 
-_BLOB, _BLOBS_END, _PENDING = "blob ", "blob!", "pending "
+_BLOB, _BLOBS_END, _PENDING, _PENDING_END = "blob ", "blob!", "pending ", "pending!"
 """What items begin with that are no keys of names: those begin with a slash."""
 
 
@@ -90,7 +90,7 @@ class GcSettings:
     grace_s: float = 24 * 3600.0
     """So long a name must have been garbage, counted while the node runs."""
     blob_grace_s: float = 3600.0
-    """So long a blob must have had no name at all."""
+    """So long a blob must have had no name at any look."""
     untagged: Literal["keep", "delete"] = "keep"
     """What becomes of manifests that no tag reaches."""
 
@@ -386,17 +386,26 @@ class _Look:
 
     async def at_pending(self) -> None:
         """Blobs that were pushed or mounted and that no manifest has named since."""
+        after, last = _PENDING, None
+        while page := self._c._links.pending_page(last, PAGE):
+            last = page[-1]
+            after = await self._at_pending_page(page, after, f"{_PENDING}{last.repository} {last.digest}")
+            await self._pace.rest()
+        await self._at_pending_page([], after, _PENDING_END)
+
+    async def _at_pending_page(self, page: list[PendingLink], after: str, last: str) -> str:
+        """Look at the pending links whose items lie behind *after* and up to *last*; return *last*."""
         found: dict[str, _Garbage] = {}
         versions: dict[str, bytes] = {}
         held: set[str] = set()
-        for repository, digest, since in self._c._links.all_pending():
-            item = f"{_PENDING}{repository} {digest}"
-            found[item] = _Garbage(digest, "pending", "it was pushed, and no manifest has named it since")
-            versions[item] = str(since).encode()
-            if self._c._holds.told(repository, digest) is not None:
+        for link in page:
+            item = f"{_PENDING}{link.repository} {link.digest}"
+            found[item] = _Garbage(link.digest, "pending", "it was pushed, and no manifest has named it since")
+            versions[item] = str(link.since).encode()
+            if self._c._holds.told(link.repository, link.digest) is not None:
                 held.add(item)
             await self._pace.rest()
-        due = await self._judge(self._known(_PENDING), found, versions, held, None, self._grace_s)
+        due = await self._judge(self._read(after, last), found, versions, held, None, self._grace_s)
         for item in due:
             _, repository_name, text = item.split(" ")
             if not self._report.dry_run:
@@ -405,6 +414,7 @@ class _Look:
                 )
         if due and not self._report.dry_run:
             await self._c._database.write(partial(_note, {}, due))
+        return last
 
     # ------------------------------------------------------------------ bytes
 

@@ -8,7 +8,7 @@ asks for itself: two nodes that take pushes at the same time can go beyond a quo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -21,7 +21,7 @@ from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName
 from ipfsreg.registry import catalog
 from ipfsreg.registry.catalog import LinkRecord, ManifestRecord
-from ipfsreg.registry.links import Links
+from ipfsreg.registry.links import Links, PendingLink
 
 PAGE = 200
 
@@ -37,13 +37,15 @@ class Quota:
 
 @dataclass(slots=True)
 class _Usage:
-    """What is named in the repositories of one quota."""
+    """What is named in the repositories of one quota, or waits for its manifest."""
 
     quota: Quota
     sizes: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """Key of a name -> digest, bytes."""
+    """Key of a name, or what stands for a pending link -> digest, bytes."""
     names: Counter[str] = field(default_factory=Counter)
-    """Digest -> how many names speak of it."""
+    """Digest -> how many of these speak of it."""
+    counted: dict[str, int] = field(default_factory=dict)
+    """Digest -> bytes, as the first said that spoke of it: names of peers may say different things."""
     total: int = 0
 
     def covers(self, repository: str) -> bool:
@@ -56,11 +58,12 @@ class _Usage:
             self.names[before[0]] -= 1
             if not self.names[before[0]]:
                 del self.names[before[0]]
-                self.total -= before[1]
+                self.total -= self.counted.pop(before[0])
         if named is not None:
             self.sizes[key] = named
             self.names[named[0]] += 1
             if self.names[named[0]] == 1:
+                self.counted[named[0]] = named[1]
                 self.total += named[1]
 
 
@@ -71,36 +74,50 @@ class Quotas:
         self._names = names
         self._links = links
         self._usages = [_Usage(quota) for quota in quotas]
+        self._next: list[_Usage] = []
+        """Those that are being counted."""
         self._coming: dict[str, tuple[RepositoryName, int]] = {}
         self._ready = trio.Event()
-        if not quotas:
+        if quotas:
+            links.watch(self._on_pending)
+        else:
             self._ready.set()
 
     async def run(self) -> None:
-        """Count what is named, then follow it, for ever."""
+        """Count what is named and what is pending, then follow it, for ever.
+
+        Begun again after a StoreError it counts anew: it did not hear of what was deleted meanwhile. Until it has, who
+        takes bytes already goes by what was counted before.
+        """
         if not self._usages:
             return
+        if self._ready.is_set():
+            self._ready = trio.Event()
+        self._next = [_Usage(usage.quota) for usage in self._usages]
         async with self._names.changes([catalog.ROOT]) as changes:
             after = ""
             while rows := self._names.scan(catalog.ROOT, after=after, limit=PAGE):
                 for key, value in rows:
-                    self._apply(key, value)
+                    _apply(self._next, key, value)
                 after = rows[-1][0]
                 await trio.lowlevel.checkpoint()
+            last: PendingLink | None = None
+            while page := self._links.pending_page(last, PAGE):
+                for last in page:
+                    _apply_pending(self._next, last.repository, last.digest, last.size)
+                await trio.lowlevel.checkpoint()
+            self._usages, self._next = self._next, []
             self._ready.set()
             async for change in changes:
-                self._apply(change.key, change.new)
+                _apply(self._usages, change.key, change.new)
 
     async def wait_ready(self) -> None:
         """Return when everything was counted once."""
         await self._ready.wait()
 
-    def _apply(self, key: str, value: bytes | None) -> None:
-        repository = catalog.repository_of(key)
-        if repository is not None:
-            for usage in self._usages:
-                if usage.covers(repository):
-                    usage.apply(key, None if value is None else _named(key, value))
+    def _on_pending(self, repository: RepositoryName, digest: Digest, size: int | None) -> None:
+        _apply_pending(self._usages, repository, digest, size)
+        _apply_pending(self._next, repository, digest, size)
 
     def check(self, repository: RepositoryName, more: int, digest: Digest | None = None) -> None:
         """Whether *more* bytes fit into *repository*, unless they are those of *digest* and counted already.
@@ -111,24 +128,12 @@ class Quotas:
         for usage in self._usages:
             if not usage.covers(repository) or (digest is not None and str(digest) in usage.names):
                 continue
-            used = (
-                usage.total
-                + self._pending(usage)
-                + sum(size for where, size in self._coming.values() if usage.covers(where))
-            )
+            used = usage.total + sum(size for where, size in self._coming.values() if usage.covers(where))
             if used + more > usage.quota.max_bytes:
                 raise QuotaExceeded(
                     f"{usage.quota.repositories} may hold {usage.quota.max_bytes} bytes and has {used} with what is on "
                     f"its way: {more} more do not fit"
                 )
-
-    def _pending(self, usage: _Usage) -> int:
-        waiting = {
-            str(digest): size
-            for repository, digest, size in self._links.pending_sizes()
-            if usage.covers(repository) and str(digest) not in usage.names
-        }
-        return sum(waiting.values())
 
     def coming(self, key: str, repository: RepositoryName, size: int) -> None:
         """By the upload *key*, *size* bytes are here or on their way."""
@@ -142,6 +147,22 @@ class Quotas:
     def came(self, key: str) -> None:
         """That upload is over, or rests."""
         self._coming.pop(key, None)
+
+
+def _apply(usages: Iterable[_Usage], key: str, value: bytes | None) -> None:
+    """The name at *key* has *value* now; None: it is gone."""
+    repository = catalog.repository_of(key)
+    if repository is not None:
+        for usage in usages:
+            if usage.covers(repository):
+                usage.apply(key, None if value is None else _named(key, value))
+
+
+def _apply_pending(usages: Iterable[_Usage], repository: RepositoryName, digest: Digest, size: int | None) -> None:
+    """*repository* has *digest* pending now, of *size* bytes; None: it has not. No key of a name begins like this."""
+    for usage in usages:
+        if usage.covers(repository):
+            usage.apply(f"pending {repository} {digest}", None if size is None else (str(digest), size))
 
 
 def _named(key: str, value: bytes) -> tuple[str, int] | None:

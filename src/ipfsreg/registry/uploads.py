@@ -95,6 +95,7 @@ class Uploads:
         """Begin a push; the caller holds it until `release`. Raises QuotaExceeded, StoreFull, TooManyRequests."""
         await self.quotas.wait_ready()
         self.quotas.check(repository, 1)
+        self._links.check_room()
         received = await self._blobs.create_upload(algorithm)
         upload = Upload(f"{received.id}.{self._seal(received.id, repository, owner)}", repository, received, self)
         self._held.add(upload.id)

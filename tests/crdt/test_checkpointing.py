@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -20,7 +21,7 @@ from ipfsreg.crdt.checkpoint import (
     encode_nodes,
     encode_request,
 )
-from ipfsreg.crdt.checkpointing import PROTOCOL, SILENCE_S
+from ipfsreg.crdt.checkpointing import OVERLAP_S, PAUSE_S, PROTOCOL, REST_S, SILENCE_S, Places
 from ipfsreg.crdt.claims import DROPPED, SETTLED
 from ipfsreg.crdt.delta import Delta, Element, build_node
 from ipfsreg.crdt.interface import Delete, Put
@@ -306,6 +307,7 @@ async def test_an_answer_is_one_state_whatever_is_written_meanwhile(
             rest.append(bytes(message))
         assert not any(b"/later" in piece for piece in rest)
         assert decode_piece(rest[-1]).end is not None
+        await trio.sleep(PAUSE_S)
         again = await ask(mallory, encode_request("names", RULES))
         assert Header.decode(again[0]).heads != heads
 
@@ -335,10 +337,66 @@ async def test_a_third_who_asks_meanwhile_is_told_that_there_is_none(
     async with swarm.open("alice") as alice:
         for number in range(NODES):
             await alice.commit([Put(f"/t/{number:03}", Random(number).randbytes(4000))])
-        for _ in range(2):
-            stream = await mallory.open_stream(peer_of("alice"), [PROTOCOL])
+        for name in ("carol", "dave"):
+            stream = await swarm.wires.endpoint(name).open_stream(peer_of("alice"), [PROTOCOL])
             await send_message(stream, encode_request("names", RULES))
         await trio.sleep(1)
         assert await ask(mallory, encode_request("names", RULES)) == []
         await trio.sleep(SILENCE_S + 1)
         assert await ask(mallory, encode_request("names", RULES)), "the slow ones were given up"
+
+
+async def test_a_peer_is_answered_once_at_a_time_and_then_not_for_a_while(
+    swarm: ReplicaSwarm, autojump_clock: MockClock
+) -> None:
+    assert swarm.wires is not None
+    mallory = swarm.wires.endpoint("mallory")
+    request = encode_request("names", RULES)
+    async with swarm.open("alice") as alice:
+        for number in range(NODES):
+            await alice.commit([Put(f"/t/{number:03}", Random(number).randbytes(4000))])
+        stream = await mallory.open_stream(peer_of("alice"), [PROTOCOL])
+        await send_message(stream, request)
+        await trio.sleep(1)
+        assert await ask(mallory, request) == []
+        reader = MessageReader(stream, 1 << 22)
+        while await reader.read() is not None:
+            pass
+        assert await ask(mallory, request) == []
+        assert await ask(swarm.wires.endpoint("carol"), request) != []
+        await trio.sleep(PAUSE_S)
+        assert await ask(mallory, request) != []
+
+
+async def test_who_takes_an_answer_drop_by_drop_is_given_up(swarm: ReplicaSwarm, autojump_clock: MockClock) -> None:
+    assert swarm.wires is not None
+    mallory = swarm.wires.endpoint("mallory")
+    async with swarm.open("alice") as alice:
+        for number in range(NODES):
+            await alice.commit([Put(f"/t/{number:03}", Random(number).randbytes(10_000))])
+        stream = await mallory.open_stream(peer_of("alice"), [PROTOCOL])
+        await send_message(stream, encode_request("names", RULES))
+        began = trio.current_time()
+
+        async def take_slowly() -> None:
+            while await stream.receive_some(100_000):  # noqa: ASYNC110 (it is the pace)
+                await trio.sleep(15)
+
+        with pytest.raises(StreamReset):
+            await take_slowly()
+        assert trio.current_time() - began < 6 * SILENCE_S
+
+
+def test_those_who_take_turns_come_to_an_end() -> None:
+    places, now, begun, peers = Places(), 0.0, 0, [peer_of(f"peer{number}") for number in range(40)]
+    assert places.take(peers[0], now=now)
+    for before, peer in pairwise(peers):
+        now += 2
+        if not places.take(peer, now=now):
+            break
+        places.free(before, now=now)
+        begun += 1
+    assert begun == OVERLAP_S / 2 - 1
+    places.free(before, now=now)
+    assert not places.take(peer, now=now + REST_S - 1)
+    assert places.take(peer, now=now + REST_S)

@@ -421,6 +421,27 @@ def test_a_checkpoint_that_is_not_what_it_says_is_dropped(alice: Tables, bob: Ta
     assert len(bob.names) == 4, "the next one is taken all the same"
 
 
+def test_keys_of_later_pieces_come_behind_and_there_is_an_end_of_them(
+    alice: Tables, bob: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice.write(Put("/a", b"1"), Put("/b", b"1"), Put("/c", b"1"))
+    header, nodes, elements, last = forged(claims_of(alice), lambda given: given[1:])
+    first = Claim(header.loading, piece=decode_piece(encode_elements([("/a", 1, 0, b"1", False)])))
+    take(bob, [header, nodes, elements, first, last])
+    assert bob.checkpoint == (DROPPED, 0)
+    assert header.loading is not None
+    assert header.loading.failed == "the key '/a' of a checkpoint is not in order"
+    for limit in ("MAX_ELEMENTS_IN_ALL", "MAX_BYTES_IN_ALL"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"ipfsreg.crdt.claims.{limit}", 2)
+            header, *rest = claims_of(alice)
+            take(bob, [header, *rest])
+        assert (bob.checkpoint, bob.names) == ((DROPPED, 0), {})
+        assert header.loading is not None
+        assert header.loading.failed is not None
+        assert "3 elements or more, 9 bytes" in header.loading.failed
+
+
 @pytest.mark.parametrize("broken_off", [True, False])
 @pytest.mark.parametrize("comes_later", [True, False])
 def test_of_a_node_that_is_here_it_claims_nothing(

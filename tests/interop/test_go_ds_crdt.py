@@ -87,7 +87,7 @@ class OurReplica:
         while missing:
             multihash = missing.pop()
             if multihash not in nodes:
-                nodes[multihash] = parse_node(await self.store.get(node_cid(multihash)))
+                nodes[multihash] = parse_node(await self.store.get(node_cid(multihash)), self.replica.epoch.number)
                 missing += nodes[multihash].links
         return list(nodes.values())
 

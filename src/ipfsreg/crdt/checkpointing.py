@@ -6,7 +6,9 @@
 None is offered for another topic or under other rules on writers, while the answerer is not whole itself, with too many
 heads, or where there is so little history that it comes as fast.
 
-The answer is read from one snapshot of the tables, in a thread, a piece after the other as the asker takes them.
+The answer is read from one snapshot of the tables, in a thread, a piece after the other as the asker takes them. While
+any snapshot is open, SQLite's log cannot begin anew and grows with every write, so askers must not keep one open for as
+long as they like, alone or taking turns (`Places`).
 """
 
 from __future__ import annotations
@@ -52,6 +54,18 @@ MAX_REQUEST_BYTES = 4096
 
 MAX_ANSWERS = 2
 """Given at a time; whoever asks meanwhile is told that there is none, and asks another peer or for the history."""
+
+OVERLAP_S = 30.0
+"""No answer begins once there has been no moment without one for so long: they end, and then the log begins anew."""
+
+REST_S = 10.0
+"""Without an answer after that, in which writes come that begin the log anew."""
+
+PAUSE_S = 30.0
+"""Between two answers to one peer."""
+
+LEAST_PACE = 64 * 1024
+"""Bytes a second that an asker has to take, of the time that we wait for it beyond `SILENCE_S`."""
 
 SILENCE_S = 20.0
 """An asker or answerer that moves no byte for so long is given up."""
@@ -114,11 +128,40 @@ class Making:
 # ------------------------------------------------------------------- answering
 
 
+class Places:
+    """Who may be answered when. PURE."""
+
+    def __init__(self) -> None:
+        self._answered: set[PeerId] = set()
+        self._pausing: dict[PeerId, float] = {}
+        self._busy_since = 0.0
+        self._rest_until = 0.0
+
+    def take(self, peer: PeerId, *, now: float) -> bool:
+        """Whether *peer* may be answered now; then `free` has to follow."""
+        self._pausing = {one: until for one, until in self._pausing.items() if until > now}
+        if len(self._answered) >= MAX_ANSWERS or peer in self._answered or peer in self._pausing:
+            return False
+        if now < self._rest_until or (self._answered and now >= self._busy_since + OVERLAP_S):
+            return False
+        if not self._answered:
+            self._busy_since = now
+        self._answered.add(peer)
+        return True
+
+    def free(self, peer: PeerId, *, now: float) -> None:
+        """The answer to *peer* is over, and its snapshot closed."""
+        self._answered.remove(peer)
+        self._pausing[peer] = now + PAUSE_S
+        if not self._answered and now >= self._busy_since + OVERLAP_S:
+            self._rest_until = now + REST_S
+
+
 async def answer_checkpoints(
     network: Network, database: Database, topic: str, rules: bytes, *, least_nodes: int
 ) -> None:
     """Answer whoever asks. Never returns."""
-    places = trio.Semaphore(MAX_ANSWERS)
+    places = Places()
 
     async def answer(stream: Stream) -> None:
         try:
@@ -134,16 +177,14 @@ async def answer_checkpoints(
             await stream.reset()
 
     async def offer(stream: Stream) -> None:
-        try:
-            places.acquire_nowait()
-        except trio.WouldBlock:
+        if not places.take(stream.peer, now=trio.current_time()):
             return
         try:
             with trio.fail_after(LOAD_S):
                 async with database.snapshot() as snapshot:
                     await _send(stream, snapshot, network, topic, rules, least_nodes)
         finally:
-            places.release()
+            places.free(stream.peer, now=trio.current_time())
 
     async with network.accept([PROTOCOL]) as streams, trio.open_nursery() as nursery:
         async for stream in streams:
@@ -160,10 +201,13 @@ async def _send(
     seal = Seal()
     message: bytes | None = making.header.encode()
     pieces = making.pieces()
+    patience_s = SILENCE_S
     while message is not None:
         seal.add(message)
-        with trio.fail_after(SILENCE_S):
+        began = trio.current_time()
+        with trio.fail_after(max(patience_s, 0.0)):
             await send_message(stream, message)
+        patience_s = min(patience_s + len(message) / LEAST_PACE - (trio.current_time() - began), SILENCE_S)
         message = await snapshot.run(lambda _: next(pieces, None))
     with trio.fail_after(SILENCE_S):
         await send_message(stream, encode_end(network.peer_id, network.sign(seal.signed_bytes())))

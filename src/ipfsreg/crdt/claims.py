@@ -29,11 +29,12 @@ from __future__ import annotations
 
 import sqlite3
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
 
-from ipfsreg.crdt.checkpoint import Header, Piece, elements_in, multihashes_in
+from ipfsreg.crdt.checkpoint import ClaimedElement, Header, Piece, elements_in, multihashes_in
 from ipfsreg.crdt.entries import Entries, Veil
 from ipfsreg.crdt.writers import Writers
 from ipfsreg.database import Database
@@ -63,6 +64,13 @@ SETTLED_AT_ONCE = 5000
 """Elements looked at in one transaction."""
 
 
+MAX_ELEMENTS_IN_ALL = 1 << 23
+"""Of one checkpoint: eight times as many as a large registry has. With more, names come with the history."""
+
+MAX_BYTES_IN_ALL = 2 << 30
+"""Keys and values of one checkpoint, unpacked."""
+
+
 @dataclass(eq=False, slots=True)
 class Loading:
     """A checkpoint on its way into the tables: what the writer thread and whoever brings it know of it."""
@@ -75,6 +83,10 @@ class Loading:
     number: int = 0
     nodes: array[int] = field(default_factory=lambda: array("q"))
     """Numbers in crdt_nodes, by position in the checkpoint."""
+    elements: int = 0
+    """How many have come."""
+    element_bytes: int = 0
+    last_key: str = ""
     failed: str | None = None
     """Why it was dropped."""
 
@@ -130,6 +142,19 @@ def speaks_of(database: Database, multihash: bytes) -> bool:
         (multihash,),
     ).fetchone()
     return row is not None
+
+
+def _count(loading: Loading, elements: Sequence[ClaimedElement]) -> None:
+    """Note that *elements* came, those of one piece. Raises MalformedData: too many, or not behind those before."""
+    if not elements:
+        return
+    if elements[0][0] < loading.last_key:
+        raise MalformedData(f"the key {elements[0][0][:80]!r} of a checkpoint is not in order")
+    loading.last_key = elements[-1][0]
+    loading.elements += len(elements)
+    loading.element_bytes += sum(len(key.encode()) + len(value) for key, _, _, value, _ in elements)
+    if loading.elements > MAX_ELEMENTS_IN_ALL or loading.element_bytes > MAX_BYTES_IN_ALL:
+        raise MalformedData(f"a checkpoint of {loading.elements} elements or more, {loading.element_bytes} bytes")
 
 
 class Claims:
@@ -225,10 +250,12 @@ class Claims:
                 raise MalformedData("a checkpoint of more nodes than it says")
         if piece.elements is not None:
             numbers = loading.nodes
+            elements = elements_in(piece.elements, len(numbers))
+            _count(loading, elements)
             self._entries.claim(
                 [
                     (key, priority, numbers[node], value, withheld)
-                    for key, priority, node, value, withheld in elements_in(piece.elements, len(numbers))
+                    for key, priority, node, value, withheld in elements
                     if self._speaks_for(key)
                 ]
             )

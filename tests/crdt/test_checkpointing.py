@@ -379,8 +379,9 @@ async def test_who_takes_an_answer_drop_by_drop_is_given_up(swarm: ReplicaSwarm,
         began = trio.current_time()
 
         async def take_slowly() -> None:
-            while await stream.receive_some(100_000):  # noqa: ASYNC110 (it is the pace)
-                await trio.sleep(15)
+            # Half of the pace, 64 KiB each time, but no piece takes as long as a silence may.
+            while await stream.receive_some(64 * 1024):  # noqa: ASYNC110 (it is the pace)
+                await trio.sleep(2)
 
         with pytest.raises(StreamReset):
             await take_slowly()

@@ -219,14 +219,25 @@ def test_alone_what_a_reader_waits_for_is_asked_first(bob: Bob) -> None:
 
 def test_a_reader_that_comes_nearer_to_a_block_does_not_have_it_asked_for_twice(bob: Bob) -> None:
     bob.meet(ALICE)
-    session = bob.open(ALICE)
-    bob.want(session, CIDS[:4])
+    session = bob.open(ALICE, spread=False)
+    bob.want(session, CIDS[:6])
     bob.says(ALICE)
-    bob.note(bob.engine.urge(session, CIDS[:3], bob.now))
-    assert bob.asks(ALICE) == set(CIDS[:3]), "now it is urgent"
-    bob.get(ALICE, BLOCKS[0])
-    bob.note(bob.engine.urge(session, CIDS[1:4], bob.now))
-    assert bob.asks(ALICE) == {CIDS[3]}, "the others may be on their way"
+    bob.note(bob.engine.urge(session, CIDS[3:5], bob.now))
+    assert bob.asks(ALICE) == set(CIDS[3:5]), "now they are urgent, and others would come before them"
+    bob.get(ALICE, BLOCKS[3])
+    bob.note(bob.engine.urge(session, CIDS[4:6], bob.now))
+    assert bob.asks(ALICE) == {CIDS[5]}, "the other may be on its way"
+
+
+def test_a_reader_that_follows_the_order_of_asking_has_nothing_asked_for_twice(bob: Bob) -> None:
+    bob.meet(ALICE)
+    session = bob.open(ALICE, spread=False)
+    bob.want(session, CIDS[:6])
+    bob.says(ALICE)
+    for place in range(4):
+        bob.note(bob.engine.urge(session, CIDS[place : place + 3], bob.now))
+        assert bob.asks(ALICE) == set(), "what comes next anyway may be on its way"
+        bob.get(ALICE, BLOCKS[place])
 
 
 def test_in_company_a_reader_in_a_hurry_has_no_priority_with_the_holder(bob: Bob) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from ipfsreg.bitswap.counters import Counters
 from ipfsreg.bitswap.messages import MAX_PRIORITY, Entry
@@ -176,11 +177,16 @@ class Asking:
         for place, goal in enumerate(session.urgent.values()):
             priority = MAX_PRIORITY - place
             if goal.priority < priority:
-                # Said once, when it becomes urgent. A question said again for one place more crosses the block on its
-                # way, and the block comes twice.
+                # Said once, when it becomes urgent, and only where the peer has something less urgent to send before:
+                # a question said again crosses the block on its way, and the block comes twice.
                 is_news, goal.priority = goal.priority < _LEAST_URGENT, priority
-                if goal.asked is not None and is_news:
+                if goal.asked is not None and is_news and self._is_held_up(goal, goal.asked):
                     self._wanted.tell(goal.asked, goal.cid, Kind.WANT_BLOCK, priority)
+
+    def _is_held_up(self, goal: Goal, source: Source) -> bool:
+        """Whether *source* was asked for what no reader waits for before it was asked for *goal*."""
+        ahead = takewhile(lambda cid: cid != goal.cid, source.asks)
+        return any(self._wanted.goals[cid].priority < _LEAST_URGENT for cid in ahead)
 
     def forget(self, session: Session, cids: Iterable[Cid], now: float) -> None:
         """*session* does not want *cids* any more."""

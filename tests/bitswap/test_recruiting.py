@@ -1,6 +1,6 @@
 import random
 
-from ipfsreg.bitswap.recruiting import MAX_OFFENCES, MAX_SOURCES, SHUNNED_S, FindProviders, Recruiting
+from ipfsreg.bitswap.recruiting import MAX_OFFENCES, MAX_SOURCES, NEAR_S, SHUNNED_S, FindProviders, Recruiting, TryPeers
 from ipfsreg.bitswap.session import Session, salt_of
 from ipfsreg.bitswap.settings import MIB, BitswapSettings
 from ipfsreg.bitswap.source import MAX_LISTED, Source
@@ -144,3 +144,24 @@ def test_a_late_peer_is_no_liar_before_it_has_had_time() -> None:
     alice.deliver()
     assert not club.recruiting.judge(alice, 30.0)
     assert MAX_OFFENCES > 1, "one wrong block may be a disk that rots"
+
+
+def test_who_had_it_once_is_dialled_when_nobody_near_has_it_and_before_content_routing_is_asked() -> None:
+    club = Club()
+    session = club.session()
+    session.hopes = (peer_of("carol"),)
+    assert club.recruiting.consider_search(session, 5.0) is None
+    assert club.recruiting.consider_search(session, 5.0 + NEAR_S) == TryPeers((peer_of("carol"),))
+    assert club.recruiting.consider_search(session, 5.9) is None
+    assert club.recruiting.consider_search(session, 6.0) == FindProviders(session.number, ROOT)
+    assert club.recruiting.consider_search(session, 8.0) == FindProviders(session.number, ROOT), "dialled once"
+
+
+def test_who_had_it_once_is_left_alone_where_somebody_near_has_it() -> None:
+    club = Club()
+    session = club.session()
+    session.hopes = (peer_of("carol"),)
+    club.recruiting.consider_search(session, 5.0)
+    club.recruiting.join(session, club.meet("alice"), full=True, now=5.05)
+    assert club.recruiting.consider_search(session, 9.0) is None
+    assert session.next_search is None

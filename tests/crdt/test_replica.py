@@ -76,6 +76,25 @@ async def test_commits_that_meet_share_a_delta_and_one_push_stays_one_delta(
         assert len(alice.scan("/t/")) == len(alice.scan("/m/")) == 50
 
 
+async def test_who_signed_a_write_is_told_until_it_is_removed(tmp_path: Path, autojump_clock: MockClock) -> None:
+    swarm = ReplicaSwarm(tmp_path, signed=True)
+    async with swarm.open("alice") as alice, swarm.open("bob") as bob:
+        await alice.commit([Put("/a", b"1"), Put("/b", b"1")])
+        await wait_equal(alice, bob)
+        assert bob.authors("/a") == alice.authors("/a") == (peer_of("alice"),)
+        await bob.commit([Put("/a", b"1")])
+        await bob.commit([Put("/a", b"1"), Delete("/b")])
+        await wait_equal(alice, bob)
+        assert alice.authors("/a") == (peer_of("bob"), peer_of("alice")), "the latest first, each once"
+        assert alice.authors("/b") == alice.authors("/never") == ()
+
+
+async def test_a_write_that_nobody_signed_has_no_author(swarm: ReplicaSwarm, autojump_clock: MockClock) -> None:
+    async with swarm.open("alice") as alice:
+        await alice.commit([Put("/a", b"1")])
+        assert alice.authors("/a") == ()
+
+
 @pytest.mark.parametrize("after_checkpoints", range(6))
 async def test_a_cancelled_commit_is_all_or_nothing(
     swarm: ReplicaSwarm, autojump_clock: MockClock, after_checkpoints: int

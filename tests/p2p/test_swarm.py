@@ -171,6 +171,21 @@ async def test_a_dial_goes_on_while_anybody_waits_for_it_and_no_longer() -> None
                 assert not alice._dials
 
 
+async def test_an_address_that_somebody_learns_later_is_tried_in_the_dial_that_runs() -> None:
+    tarpit = trio.socket.socket()
+    await tarpit.bind(("127.0.0.1", 0))
+    tarpit.listen()
+    silent = f"/ip4/127.0.0.1/tcp/{tarpit.getsockname()[1]}"
+    with tarpit:
+        async with open_swarms(2) as (alice, bob), trio.open_nursery() as nursery:
+            with trio.fail_after(5):
+                nursery.start_soon(lambda: alice.reach(peer_of(bob), [silent], insist=False))
+                stream, _ = await tarpit.accept()
+                with stream:
+                    connection = await alice.reach(peer_of(bob), addrs_of(bob), insist=True)
+            assert alice.connection(peer_of(bob)) is connection
+
+
 async def test_a_peer_that_dials_us_meanwhile_ends_the_wait_and_not_the_dial() -> None:
     async with open_swarms(2) as (alice, bob), open_slow_road(bob) as (addr, opened), trio.open_nursery() as nursery:
         with trio.fail_after(10):

@@ -13,7 +13,7 @@ from itertools import takewhile
 
 from ipfsreg.bitswap.counters import Counters
 from ipfsreg.bitswap.messages import MAX_PRIORITY, Entry
-from ipfsreg.bitswap.recruiting import MAX_OFFENCES, FindProviders, Misbehaved, Recruiting
+from ipfsreg.bitswap.recruiting import MAX_OFFENCES, FindProviders, Misbehaved, Recruiting, TryPeers
 from ipfsreg.bitswap.session import LOTS, Goal, Session, draw, salt_of
 from ipfsreg.bitswap.settings import BitswapSettings
 from ipfsreg.bitswap.source import Kind, Source
@@ -38,7 +38,7 @@ class Received:
     peer: PeerId
 
 
-AskEvent = Received | Misbehaved | FindProviders
+AskEvent = Received | Misbehaved | TryPeers | FindProviders
 
 
 class Asking:
@@ -116,14 +116,25 @@ class Asking:
     # ------------------------------------------------------------- sessions
 
     def open_session(
-        self, root: Cid | None, first: Iterable[PeerId], *, spread: bool, block_bytes: int, now: float
+        self,
+        root: Cid | None,
+        first: Iterable[PeerId],
+        *,
+        dialled_late: Sequence[PeerId] = (),
+        spread: bool,
+        block_bytes: int,
+        now: float,
     ) -> Session:
-        """A new wanted set. *root* names the whole of which it is part: who has it, or wants it, takes part."""
+        """A new wanted set. *root* names the whole of which it is part: who has it, or wants it, takes part.
+
+        *first* are said to have all of it; those of them that are *dialled_late* are when nobody else is found.
+        """
         session = Session(self._next_number, self._own_salt, root, spread=spread, block_bytes=block_bytes, now=now)
         self._next_number += 1
         self._wanted.sessions[session.number] = session
         if root is not None:
             self._wanted.roots.setdefault(root, {})[session] = None
+        session.hopes = tuple(peer for peer in dialled_late if peer not in self._wanted.sources)
         for peer in first:
             self.add_provider(session, peer, now)
         self._recruiting.announce(session, now)

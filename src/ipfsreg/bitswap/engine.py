@@ -17,7 +17,7 @@ from ipfsreg.bitswap.asking import Asking, Received
 from ipfsreg.bitswap.counters import Counters
 from ipfsreg.bitswap.giving import Give, Giving
 from ipfsreg.bitswap.messages import Message
-from ipfsreg.bitswap.recruiting import FindProviders, Misbehaved
+from ipfsreg.bitswap.recruiting import FindProviders, Misbehaved, TryPeers
 from ipfsreg.bitswap.session import Session, SessionStats
 from ipfsreg.bitswap.settings import BitswapSettings
 from ipfsreg.ipld.block import Block
@@ -34,7 +34,7 @@ class Speak:
     peer: PeerId
 
 
-Event = Speak | Give | Received | Misbehaved | FindProviders
+Event = Speak | Give | Received | Misbehaved | TryPeers | FindProviders
 
 
 class Engine:
@@ -146,10 +146,19 @@ class Engine:
     # --------------------------------------------------------------- asking
 
     def open_session(
-        self, root: Cid | None, first: Iterable[PeerId], *, spread: bool, block_bytes: int, now: float
+        self,
+        root: Cid | None,
+        first: Iterable[PeerId],
+        *,
+        dialled_late: Sequence[PeerId] = (),
+        spread: bool,
+        block_bytes: int,
+        now: float,
     ) -> tuple[Session, list[Event]]:
         """A new wanted set (see `Asking.open_session`)."""
-        session = self._asking.open_session(root, first, spread=spread, block_bytes=block_bytes, now=now)
+        session = self._asking.open_session(
+            root, first, dialled_late=dialled_late, spread=spread, block_bytes=block_bytes, now=now
+        )
         return session, self._events(now)
 
     def close_session(self, session: Session, now: float) -> list[Event]:
@@ -221,4 +230,5 @@ __all__ = [
     "Session",
     "SessionStats",
     "Speak",
+    "TryPeers",
 ]

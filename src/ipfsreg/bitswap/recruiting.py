@@ -2,7 +2,8 @@
 
 A session's peers are those the caller names, those that say HAVE to its root or its blocks, and those that want the
 same: they will soon have what we lack. Everybody connected is asked about the root of a session that spreads, and
-about blocks nobody is known to have; when nobody shows up in time, content routing is asked.
+about blocks nobody is known to have. When nobody near shows up, those are dialled that had it once; when these do not
+either, content routing is asked.
 
 Also who is kept out: a peer that lied.
 """
@@ -31,6 +32,10 @@ MAX_BROKEN_PROMISES = 8
 PROMISE_S = 20.0
 """And so many seconds without one. A peer whose link is crowded may be late, but not for ever."""
 
+NEAR_S = 0.1
+"""What connected peers may take to say that they have it before others are dialled: else a thousand nodes that pull the
+same image would all dial the one that pushed it."""
+
 SHUNNED_S = 300.0
 _MAX_SHUNNED = 1024
 
@@ -52,6 +57,13 @@ class FindProviders:
 
     session: int
     cid: Cid
+
+
+@dataclass(frozen=True, slots=True)
+class TryPeers:
+    """Nobody we are connected to has it, but *peers* may, who had it once: dial them."""
+
+    peers: tuple[PeerId, ...]
 
 
 class Recruiting:
@@ -133,19 +145,26 @@ class Recruiting:
                 goal.told[source] = None
                 wanted.tell(source, goal.cid, Kind.WANT_HAVE)
 
-    def consider_search(self, session: Session, now: float) -> FindProviders | None:
-        """Look for peers while something can be asked of nobody; return what content routing is to be asked."""
+    def consider_search(self, session: Session, now: float) -> TryPeers | FindProviders | None:
+        """Look for peers while something can be asked of nobody; return who is to be dialled, or what content routing
+        is to be asked."""
         if not session.orphans(1):
             session.starving_since = session.next_search = None
             session.searches = 0
             return None
         if session.starving_since is None:
             session.starving_since = now
-            session.next_search = now + self._settings.patience_s
+            session.next_search = now + (
+                min(NEAR_S, self._settings.patience_s) if session.hopes else self._settings.patience_s
+            )
             for source in self._wanted.sources.values():
                 self._probe(session, source, now)
         if session.next_search is None or now < session.next_search:
             return None
+        if session.hopes:
+            hopes, session.hopes = session.hopes, ()
+            session.next_search = max(now, session.starving_since + self._settings.patience_s)
+            return TryPeers(hopes)
         return self._search(session, now)
 
     def _search(self, session: Session, now: float) -> FindProviders | None:

@@ -33,6 +33,7 @@ from ipfsreg.bitswap.engine import (
     Misbehaved,
     Received,
     Speak,
+    TryPeers,
 )
 from ipfsreg.bitswap.messages import (
     MAX_MESSAGE_BYTES,
@@ -108,6 +109,7 @@ class Bitswap:
         self._sessions: dict[int, BlockSession] = {}
         self._searching: set[int] = set()
         self._reaching: set[PeerId] = set()
+        self._trying: set[PeerId] = set()
         self._receiving = Allowance(RECEIVING_BYTES)
         self._hashers = trio.CapacityLimiter(max(2, os.cpu_count() or 1))
         self._store_reads = trio.Semaphore(STORE_READS)
@@ -136,18 +138,29 @@ class Bitswap:
 
     @contextmanager
     def session(
-        self, root: Cid | None, *, first: Iterable[PeerInfo] = (), spread: bool = True, block_bytes: int = MIB
+        self,
+        root: Cid | None,
+        *,
+        first: Iterable[PeerInfo] = (),
+        likely: Iterable[PeerId] = (),
+        dial_likely: bool = True,
+        spread: bool = True,
+        block_bytes: int = MIB,
     ) -> Iterator[BlockSession]:
         """A wanted set for as long as the block lasts; leaving it cancels what is still wanted.
 
         *root* names the whole: peers that have it, or fetch it too, take part, and content routing is asked for it.
-        *first* are peers believed to have all of it. *spread*: others may fetch the same now, so blocks are asked in
-        an order of our own, except those urged. *block_bytes*: how large a block probably is.
+        *first* are peers believed to have all of it. *likely* are those that had it once: they are asked first too,
+        but dialled only when nobody near has it and where their addresses are known and worth a try, and they are not
+        looked for; without *dial_likely* they are not dialled at all. *spread*: others may fetch the same now, so
+        blocks are asked in an order of our own, except those urged. *block_bytes*: how large a block probably is.
         """
         providers = [provider for provider in first if provider.peer != self._network.peer_id]
+        hopes = [peer for peer in likely if peer != self._network.peer_id]
         session, events = self.engine.open_session(
             root,
-            [provider.peer for provider in providers],
+            [*(provider.peer for provider in providers), *hopes],
+            dialled_late=hopes if dial_likely else (),
             spread=spread,
             block_bytes=block_bytes,
             now=trio.current_time(),
@@ -205,6 +218,9 @@ class Bitswap:
                 case Misbehaved(peer, reason):
                     logger.warning("peer %s %s: disconnecting", peer, reason)
                     self._nursery.start_soon(self._network.disconnect, peer, reason)
+                case TryPeers(peers):
+                    for peer in peers:
+                        self._try(peer)
                 case FindProviders(number, cid):
                     if self._routing is not None and number not in self._searching and len(self._searching) < SEARCHES:
                         self._searching.add(number)
@@ -428,17 +444,27 @@ class Bitswap:
             self._reaching.add(provider.peer)
             self._nursery.start_soon(self._connect, provider)
 
-    async def _connect(self, provider: PeerInfo) -> None:
+    def _try(self, peer: PeerId) -> None:
+        """Connect to a peer that may be gone for good, if that takes no more than a dial."""
+        # Not among those that are being reached: who learns a new address of it meanwhile must not wait for this dial.
+        if peer not in self._trying and peer not in self._network.peers() and self._network.addrs_of(peer):
+            self._trying.add(peer)
+            self._nursery.start_soon(self._connect, PeerInfo(peer), False)
+
+    async def _connect(self, provider: PeerInfo, insist: bool = True) -> None:
         try:
             with trio.move_on_after(REACH_S):
-                await self._dial(provider)
+                if insist:
+                    await self._dial(provider)
+                else:
+                    await self._network.connect(provider, insist=False)
                 protocols = self._network.protocols_of(provider.peer)
                 if protocols is None or self._speaks_bitswap(provider.peer):
                     self.apply(self.engine.connected(provider.peer, trio.current_time()))
         except NetworkError as error:
             logger.debug("provider %s cannot be reached: %s", provider.peer, error)
         finally:
-            self._reaching.discard(provider.peer)
+            (self._reaching if insist else self._trying).discard(provider.peer)
 
     async def _dial(self, provider: PeerInfo) -> None:
         if not provider.addrs and not self._network.addrs_of(provider.peer) and self._routing is not None:

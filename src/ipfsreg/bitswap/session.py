@@ -111,6 +111,8 @@ class Session:
         self.stats = SessionStats()
         self.hints: set[PeerId] = set()
         """Peers believed to have everything, connected or not."""
+        self.hopes: tuple[PeerId, ...] = ()
+        """Those of them that are dialled, once, when nobody else is found."""
         self.sources: dict[Source, bool] = {}
         """Peers that may have something, and whether they are full."""
         self.missing: dict[Cid, Goal] = {}

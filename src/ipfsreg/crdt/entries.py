@@ -53,6 +53,9 @@ WITHHELD, VEILED, CLAIMED = 1, 2, 4
 """The rules on writers keep it from counting (writers.py); a checkpoint speaks instead; it is here because of a
 checkpoint alone, and counts (claims.py)."""
 
+MAX_AUTHORS = 16
+"""Writes of one key of which it is told who signed them."""
+
 _UNBURIED = "NOT EXISTS (SELECT 1 FROM crdt_tombstones AS t WHERE t.key = e.key AND t.node = e.node AND t.withheld = 0)"
 
 # A veiled tombstone removes what it names as well; only a withheld one does not.
@@ -61,6 +64,11 @@ _LIVE_IDS = (
     " WHERE e.key = ? AND NOT EXISTS"
     " (SELECT 1 FROM crdt_tombstones AS t WHERE t.key = e.key AND t.node = e.node AND t.withheld & 1 = 0)"
     " ORDER BY e.withheld & 3 DESC, e.priority, e.value"
+)
+
+_AUTHORS = (
+    "SELECT author FROM crdt_elements AS e CROSS JOIN crdt_nodes ON number = e.node"  # noqa: S608 (constants)
+    f" WHERE e.key = ? AND e.withheld IN (0, 4) AND {_UNBURIED} ORDER BY e.priority DESC LIMIT {MAX_AUTHORS}"
 )
 
 _EARLY_IDS = (
@@ -352,6 +360,12 @@ def read_name(database: Database, key: str) -> bytes | None:
 def read_versions(database: Database, key: str) -> frozenset[bytes]:
     """The multihashes of the nodes whose values of *key* are live here, those that are withheld too."""
     return frozenset(multihash for (multihash,) in database.read(_LIVE_IDS, (key,)))
+
+
+def read_authors(database: Database, key: str) -> tuple[PeerId, ...]:
+    """Who signed the latest of the counting writes of *key*, the latest first."""
+    signed = dict.fromkeys(author for (author,) in database.read(_AUTHORS, (key,)) if author is not None)
+    return tuple(map(PeerId, signed))
 
 
 def index_endings(db: sqlite3.Connection, marks: Iterable[str]) -> None:

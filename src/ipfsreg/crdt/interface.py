@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ipfsreg.ipld.cid import Cid
+from ipfsreg.peer_id import PeerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,13 @@ class Names(Protocol):
         """The writes that *key* rests on, each by the multihash of its node; a write of the same value adds another.
 
         Empty where there is no such key. Only a deletion that knows all of them makes the key go.
+        """
+
+    def authors(self, key: str) -> tuple[PeerId, ...]:
+        """Who signed the latest of the writes that *key* rests on, the latest first, each once.
+
+        Empty where there is no such key, and where nobody signed them: those of an epoch's first nodes, and those that
+        a checkpoint speaks of while their nodes are on their way.
         """
 
     def ends_in(self, mark: str, ending: str, db: sqlite3.Connection | None = None) -> bool:

@@ -16,12 +16,16 @@ from ipfsreg.crdt.feed import ChangeFeed
 from ipfsreg.crdt.interface import Change, Delete, KeyChanged, Put
 from ipfsreg.crdt.keys import check_changes
 from ipfsreg.ipld.cid import DAG_PB, Cid
+from ipfsreg.peer_id import PeerId
 
 
 class MemoryNames:
     """Keeps `Names` as long as the process lives."""
 
-    def __init__(self) -> None:
+    def __init__(self, author: PeerId | None = None) -> None:
+        """*author*: of all that stands here."""
+        self.author = author
+        """Who signs, as far as readers can tell."""
         self._values: dict[str, bytes] = {}
         self._keys: list[str] = []
         self._versions: dict[str, list[tuple[bytes, bytes]]] = {}
@@ -47,6 +51,9 @@ class MemoryNames:
 
     def versions(self, key: str) -> frozenset[bytes]:
         return frozenset(version for version, _ in self._versions.get(key, ()))
+
+    def authors(self, key: str) -> tuple[PeerId, ...]:
+        return (self.author,) if self.author is not None and key in self._values else ()
 
     def ends_in(self, mark: str, ending: str, db: sqlite3.Connection | None = None) -> bool:
         return any(key.endswith(mark + ending) for key in list(self._keys))

@@ -84,18 +84,15 @@ class Dialer:
         self._resolver = resolver or Resolver()
         self.backoff = Backoff()
 
-    async def dial(self, peer: PeerId, addrs: Iterable[str]) -> Dialed:
-        """Connect to *peer* at whichever of *addrs* (best first) answers first.
+    async def dial(self, race: Race) -> Dialed:
+        """Connect to the peer of *race* at whichever of its addresses answers first.
 
         Raises:
             PeerUnreachable: none did within 30 s; the text names each with its failure.
         """
-        now = trio.current_time()
-        ordered = sorted(dict.fromkeys(addrs), key=lambda addr: self.backoff.is_paused(peer, addr, now=now))
-        race = _Race(peer, self)
         try:
             with trio.move_on_after(DIAL_S) as deadline:
-                await race.run(ordered[:MAX_ATTEMPTS])
+                await race.run(self)
         except BaseException:  # cancelled too: nobody else has the connection
             if race.winner is not None:
                 with trio.CancelScope(shield=True):
@@ -105,15 +102,17 @@ class Dialer:
             return race.winner
         why = "; ".join(race.failures) or "no address is known"
         late = f" (given up after {DIAL_S:.0f} s)" if deadline.cancelled_caught else ""
-        raise PeerUnreachable(f"{peer} cannot be reached{late}: {why}")
+        raise PeerUnreachable(f"{race.peer} cannot be reached{late}: {why}")
 
 
-class _Race:
-    """One dial."""
+class Race:
+    """One dial to *peer*. Further addresses may be offered while it runs: somebody may know a newer one."""
 
-    def __init__(self, peer: PeerId, dialer: Dialer) -> None:
-        self._peer = peer
-        self._dialer = dialer
+    def __init__(self, peer: PeerId, addrs: Iterable[str]) -> None:
+        """*addrs*: best first."""
+        self.peer = peer
+        self._addrs: deque[str] = deque()
+        self.offered: set[str] = set()
         self._targets: deque[tuple[str, TcpAddr]] = deque()
         self._seen: set[TcpAddr] = set()
         self._running = 0
@@ -121,22 +120,27 @@ class _Race:
         self._turn = trio.Lock()
         self.winner: Dialed | None = None
         self.failures: list[str] = []
+        self.offer(addrs)
 
-    async def run(self, addrs: list[str]) -> None:
+    def offer(self, addrs: Iterable[str]) -> None:
+        """Try *addrs* too, behind those that wait already; at most `MAX_ATTEMPTS` addresses in all."""
+        for addr in addrs:
+            if addr not in self.offered and len(self.offered) < MAX_ATTEMPTS:
+                self.offered.add(addr)
+                self._addrs.append(addr)
+        self._tell_changed()
+
+    async def run(self, dialer: Dialer) -> None:
+        """Dial, until one address has answered or all have failed."""
+        now = trio.current_time()
+        self._addrs = deque(sorted(self._addrs, key=lambda addr: dialer.backoff.is_paused(self.peer, addr, now=now)))
         async with trio.open_nursery() as nursery:
-            for addr in addrs:
-                parsed = parse_dialable(addr)
-                if parsed is None:
-                    self.failures.append(f"{addr}: not a transport of ours")
-                elif isinstance(parsed, TcpAddr) and parsed.is_ip:
-                    self._add(addr, parsed)
-                else:
-                    self._running += 1
-                    nursery.start_soon(self._resolve, addr, parsed)
             while self.winner is None:
+                while self._addrs:
+                    self._take(self._addrs.popleft(), dialer, nursery)
                 if self._targets:
                     self._running += 1
-                    nursery.start_soon(self._attempt, *self._targets.popleft())
+                    nursery.start_soon(self._attempt, dialer, *self._targets.popleft())
                     with trio.move_on_after(STAGGER_S):
                         await self._wait_changed()
                 elif self._running:
@@ -144,6 +148,16 @@ class _Race:
                 else:
                     return
             nursery.cancel_scope.cancel()
+
+    def _take(self, addr: str, dialer: Dialer, nursery: trio.Nursery) -> None:
+        parsed = parse_dialable(addr)
+        if parsed is None:
+            self.failures.append(f"{addr}: not a transport of ours")
+        elif isinstance(parsed, TcpAddr) and parsed.is_ip:
+            self._add(addr, parsed)
+        else:
+            self._running += 1
+            nursery.start_soon(self._resolve, dialer, addr, parsed)
 
     def _add(self, addr: str, target: TcpAddr) -> None:
         if target not in self._seen and len(self._seen) < MAX_ATTEMPTS:
@@ -157,25 +171,25 @@ class _Race:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def _resolve(self, addr: str, parsed: TcpAddr | DnsAddr) -> None:
+    async def _resolve(self, dialer: Dialer, addr: str, parsed: TcpAddr | DnsAddr) -> None:
         try:
-            for target in await self._dialer._resolver.resolve(parsed, self._peer):
+            for target in await dialer._resolver.resolve(parsed, self.peer):
                 self._add(addr, target)
         except PeerUnreachable as error:
             self.failures.append(str(error))
         self._running -= 1
         self._tell_changed()
 
-    async def _attempt(self, addr: str, target: TcpAddr) -> None:
-        backoff = self._dialer.backoff
+    async def _attempt(self, dialer: Dialer, addr: str, target: TcpAddr) -> None:
+        backoff = dialer.backoff
         try:
-            async with self._dialer._slots:
-                connection = await self._connect(target)
+            async with dialer._slots:
+                connection = await self._connect(dialer, target)
         except (OSError, NetworkError) as error:
             self.failures.append(f"{target}: {error}")
-            backoff.failed(self._peer, addr, now=trio.current_time())
+            backoff.failed(self.peer, addr, now=trio.current_time())
         else:
-            backoff.succeeded(self._peer, addr)
+            backoff.succeeded(self.peer, addr)
             if self.winner is None:
                 self.winner = Dialed(connection, addr)
             else:
@@ -183,7 +197,7 @@ class _Race:
         self._running -= 1
         self._tell_changed()
 
-    async def _connect(self, target: TcpAddr) -> Connection:
+    async def _connect(self, dialer: Dialer, target: TcpAddr) -> Connection:
         try:
             with trio.fail_after(TCP_CONNECT_S):
                 stream = await open_tcp(target)
@@ -197,9 +211,9 @@ class _Race:
             raise
         try:
             with trio.fail_after(HANDSHAKE_S):
-                return await self._dialer._secure(stream, self._peer, str(target))
+                return await dialer._secure(stream, self.peer, str(target))
         except trio.TooSlowError:
-            raise PeerUnreachable(self._dialer.silence) from None
+            raise PeerUnreachable(dialer.silence) from None
         except BaseException:  # cancelled too: nobody else has the stream
             # Already closed, as promised; certain now, whatever was raised.
             stream.socket.close()

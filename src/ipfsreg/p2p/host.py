@@ -142,9 +142,9 @@ class Host:
         """Bytes received and sent on all connections since the start."""
         return self._swarm.traffic()
 
-    async def connect(self, info: PeerInfo) -> None:
+    async def connect(self, info: PeerInfo, *, insist: bool = True) -> None:
         self.add_addrs(info)
-        await self._swarm.reach(info.peer, info.addrs, insist=True)
+        await self._swarm.reach(info.peer, info.addrs, insist=insist)
 
     async def disconnect(self, peer: PeerId, reason: str) -> None:
         await self._swarm.part(peer, reason)

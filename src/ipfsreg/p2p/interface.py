@@ -122,8 +122,10 @@ class Network(Protocol):
     def add_addrs(self, info: PeerInfo, *, ttl_s: float = 3600.0) -> None:
         """Remember where a peer may be found. Bounded per peer and in all; our own ID is ignored."""
 
-    async def connect(self, info: PeerInfo) -> None:
+    async def connect(self, info: PeerInfo, *, insist: bool = True) -> None:
         """Return once connected to the peer, at once if we are already.
+
+        *insist*: dial even where every address has failed a moment ago.
 
         Raises:
             PeerUnreachable: no address worked; the text names each with its failure.

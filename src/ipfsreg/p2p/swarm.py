@@ -26,7 +26,7 @@ from ipfsreg.errors import (
 from ipfsreg.p2p.addressbook import AddressBook
 from ipfsreg.p2p.addresses import TcpAddr
 from ipfsreg.p2p.connection import Connection, ConnectionLimits, MemoryBudget, secure
-from ipfsreg.p2p.dialer import Dialer
+from ipfsreg.p2p.dialer import Dialer, Race
 from ipfsreg.p2p.doorstep import Doorstep
 from ipfsreg.p2p.identity import Identity
 from ipfsreg.p2p.interface import PeerChange
@@ -67,6 +67,7 @@ class _Peer:
 class _Dial:
     """One dial, and everybody who waits for it."""
 
+    race: Race
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     done: trio.Event = field(default_factory=trio.Event)
     failure: NetworkError | None = None
@@ -180,7 +181,8 @@ class Swarm:
     async def reach(self, peer: PeerId, addrs: Sequence[str] = (), *, insist: bool) -> Connection:
         """Return a connection to *peer*, dialling *addrs* and what the address book has if there is none.
 
-        Any number of callers share one dial; it ends early when the last of them is cancelled.
+        Any number of callers share one dial, each with the addresses it knows; it ends early when the last of them is
+        cancelled.
 
         Args:
             insist: dial even where every address has failed a moment ago.
@@ -198,7 +200,11 @@ class Swarm:
             return usable
         if peer == self.identity.peer_id:
             raise PeerUnreachable("that is this node itself")
-        dial = self._dials.get(peer) or self._begin_dial(peer, addrs, insist)
+        dial = self._dials.get(peer)
+        if dial is None:
+            dial = self._begin_dial(peer, addrs, insist)
+        else:
+            dial.race.offer(addrs)
         dial.waiters += 1
         try:
             await dial.done.wait()
@@ -226,21 +232,22 @@ class Swarm:
         now = trio.current_time()
         if not insist and all(self._dialer.backoff.is_paused(peer, addr, now=now) for addr in candidates):
             raise PeerUnreachable(f"{peer} was tried a moment ago at all of its {len(candidates)} addresses")
-        dial = self._dials[peer] = _Dial()
-        self._nursery.start_soon(self._run_dial, peer, candidates, dial)
+        dial = self._dials[peer] = _Dial(Race(peer, candidates))
+        self._nursery.start_soon(self._run_dial, dial)
         return dial
 
-    async def _run_dial(self, peer: PeerId, addrs: list[str], dial: _Dial) -> None:
+    async def _run_dial(self, dial: _Dial) -> None:
+        peer = dial.race.peer
         dial.failure = PeerUnreachable(f"the dial to {peer} was given up")
         connection: Connection | None = None
         try:
             with dial.scope:
-                dialed = await self._dialer.dial(peer, addrs)
+                dialed = await self._dialer.dial(dial.race)
                 connection = dialed.connection
                 self.book.confirm(peer, dialed.addr)
         except PeerUnreachable as error:
             dial.failure = error
-            for addr in addrs:
+            for addr in dial.race.offered:
                 self.book.doubt(peer, addr)
         except Exception as error:  # one peer's answer costs us its connection, not the swarm
             logger.exception("dialling %s failed in a way nobody foresaw", peer)

@@ -22,10 +22,13 @@ from ipfsreg.blockstore.interface import BlobStore, PartialBlob
 from ipfsreg.errors import BlockNotFound, ContentUnavailable, DigestMismatch, IpfsregError, LimitReached
 from ipfsreg.ipld.cid import DAG_PB, Cid
 from ipfsreg.oci.digest import Digest
+from ipfsreg.oci.names import RepositoryName
+from ipfsreg.peer_id import PeerId
 from ipfsreg.registry.catalog import LinkRecord
 from ipfsreg.registry.interface import BlobContent, BlobStat, FileRange, Piece
 from ipfsreg.registry.local import LocalBlob, LocalBlobs
 from ipfsreg.registry.providing import Providing
+from ipfsreg.registry.pushers import Pushers
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +61,13 @@ WANTED_AT_ONCE = 32
 class Fetch:
     """One blob on its way."""
 
-    def __init__(self, digest: Digest, link: LinkRecord, blobs: BlobStore) -> None:
+    def __init__(
+        self, digest: Digest, link: LinkRecord, blobs: BlobStore, pushers: Sequence[PeerId], dials: bool
+    ) -> None:
+        """*pushers* are asked first; *dials*: they are also dialled."""
         self.stat = BlobStat(digest, link.size, link.root)
+        self._pushers = pushers
+        self._dials = dials
         self.readers = 0
         self._blobs = blobs
         self._partial: PartialBlob | None = None
@@ -129,7 +137,7 @@ class Fetch:
         return self._partial
 
     async def _fetch(self, bitswap: Bitswap, give_up_s: float) -> None:
-        with bitswap.session(self.stat.root) as session:
+        with bitswap.session(self.stat.root, likely=self._pushers, dial_likely=self._dials) as session:
             # While the disk is busy with the new file and its row, the question is on its way.
             self._requested.add(self.stat.root)
             session.want([self.stat.root])
@@ -360,6 +368,7 @@ class Fetches:
         local: LocalBlobs,
         bitswap: Bitswap,
         providing: Providing,
+        pushers: Pushers,
         give_up_s: float,
         finish_without_client: bool,
     ) -> None:
@@ -368,6 +377,7 @@ class Fetches:
         self._local = local
         self._bitswap = bitswap
         self._providing = providing
+        self._pushers = pushers
         self._give_up_s = give_up_s
         self._finish_without_client = finish_without_client
         self._running: dict[Digest, Fetch] = {}
@@ -375,15 +385,15 @@ class Fetches:
     def __len__(self) -> int:
         return len(self._running)
 
-    async def open(self, digest: Digest, link: LinkRecord) -> BlobContent:
-        """Join the fetch of a blob, or begin it; return when a peer has given its first block.
+    async def open(self, repository: RepositoryName, digest: Digest, link: LinkRecord) -> BlobContent:
+        """Join the fetch of a blob of *repository*, or begin it; return when a peer has given its first block.
 
         Raises:
             ContentUnavailable: no peer gave a block in time, or what they have under this root is not the blob.
             LimitReached: too many blobs are on their way.
             StoreFull, StoreError.
         """
-        fetch = await self._join(digest, link)
+        fetch = await self._join(repository, digest, link)
         if fetch is None:
             return await self._open_local(digest)
         fetch.expect()
@@ -403,9 +413,14 @@ class Fetches:
             raise ContentUnavailable(f"blob {digest} was damaged here just now; try again")
         return blob
 
-    async def fetch_whole(self, digest: Digest, link: LinkRecord) -> None:
-        """Return when the blob is here and durable. Raises as `open`."""
-        fetch = await self._join(digest, link)
+    async def fetch_whole(
+        self, repository: RepositoryName, digest: Digest, link: LinkRecord, *, dials: bool = True
+    ) -> None:
+        """Return when the blob is here and durable. Raises as `open`.
+
+        *dials*: dial who pushed it, if nobody near has it. What a whole swarm fetches unasked must not.
+        """
+        fetch = await self._join(repository, digest, link, dials=dials)
         if fetch is None:
             return
         try:
@@ -415,13 +430,15 @@ class Fetches:
         finally:
             self.leave(fetch)
 
-    async def _join(self, digest: Digest, link: LinkRecord) -> Fetch | None:
+    async def _join(
+        self, repository: RepositoryName, digest: Digest, link: LinkRecord, *, dials: bool = True
+    ) -> Fetch | None:
         """The fetch of *digest* with one more reader, or None when the blob is here meanwhile."""
         with trio.move_on_after(self._give_up_s):
             while self._blobs.stat(digest) is None:
                 fetch = self._running.get(digest)
                 if fetch is None:
-                    fetch = self._begin(digest, link)
+                    fetch = self._begin(repository, digest, link, dials)
                 elif fetch.is_stopping or (fetch.stat.size, fetch.stat.root) != (link.size, link.root):
                     # By another repository's root. One of the two may be a lie, so it is not shared.
                     await fetch.wait_over()
@@ -431,10 +448,11 @@ class Fetches:
             return None
         raise ContentUnavailable(f"blob {digest} is being fetched by another root now; try again")
 
-    def _begin(self, digest: Digest, link: LinkRecord) -> Fetch:
+    def _begin(self, repository: RepositoryName, digest: Digest, link: LinkRecord, dials: bool) -> Fetch:
         if len(self._running) >= MAX_FETCHES:
             raise LimitReached(f"{MAX_FETCHES} blobs are on their way to this node already; try again")
-        fetch = self._running[digest] = Fetch(digest, link, self._blobs)
+        pushers = self._pushers.of(repository, digest)
+        fetch = self._running[digest] = Fetch(digest, link, self._blobs, pushers, dials)
         self._nursery.start_soon(self._run, fetch)
         return fetch
 

@@ -14,6 +14,7 @@ from ipfsreg.blockstore.interface import BlobStore
 from ipfsreg.crdt.interface import Names
 from ipfsreg.errors import DigestInvalid, IpfsregError, MalformedData, StoreError
 from ipfsreg.oci.digest import Digest
+from ipfsreg.oci.names import RepositoryName
 from ipfsreg.registry import catalog
 from ipfsreg.registry.catalog import LinkRecord, ManifestRecord
 from ipfsreg.registry.fetching import Fetches
@@ -30,7 +31,7 @@ async def follow_manifests(names: Names, blobs: BlobStore, fetches: Fetches) -> 
     async with trio.open_nursery() as nursery, names.changes([catalog.ROOT]) as changes:
         async for change in changes:
             wanted = _wanted(change.key, change.new)
-            if wanted is None or _is_here(blobs, wanted[0]):
+            if wanted is None or _is_here(blobs, wanted[1]):
                 continue
             await slots.acquire()
             nursery.start_soon(_fetch, fetches, *wanted, slots)
@@ -44,21 +45,24 @@ def _is_here(blobs: BlobStore, digest: Digest) -> bool:
         return True
 
 
-def _wanted(key: str, value: bytes | None) -> tuple[Digest, LinkRecord] | None:
-    repository, mark, text = key.rpartition("/_m/")
-    if not mark or not repository or value is None:
+def _wanted(key: str, value: bytes | None) -> tuple[RepositoryName, Digest, LinkRecord] | None:
+    prefix, mark, text = key.rpartition("/_m/")
+    repository = catalog.repository_of(key)
+    if not mark or prefix != f"{catalog.ROOT}{repository}" or repository is None or value is None:
         return None
     try:
         digest = Digest.parse(text)
         record = ManifestRecord.decode(digest, value)
     except (DigestInvalid, MalformedData):
         return None
-    return digest, LinkRecord(record.size, record.root)
+    return RepositoryName(repository), digest, LinkRecord(record.size, record.root)
 
 
-async def _fetch(fetches: Fetches, digest: Digest, link: LinkRecord, slots: trio.Semaphore) -> None:
+async def _fetch(
+    fetches: Fetches, repository: RepositoryName, digest: Digest, link: LinkRecord, slots: trio.Semaphore
+) -> None:
     try:
-        await fetches.fetch_whole(digest, link)
+        await fetches.fetch_whole(repository, digest, link, dials=False)
     except IpfsregError as error:
         logger.info("manifest %s is not here yet: %s", digest, error)
     finally:

@@ -171,15 +171,15 @@ class Manifests:
         digest, record = self.resolve(repository, reference)
         data = self._recent.get(digest)
         if data is None:
-            data = await self._read(digest, record)
+            data = await self._read(repository, digest, record)
             self._recent.put(digest, data)
         return ManifestContent(ManifestStat(digest, record.media_type, record.size), data)
 
-    async def _read(self, digest: Digest, record: ManifestRecord) -> bytes:
+    async def _read(self, repository: RepositoryName, digest: Digest, record: ManifestRecord) -> bytes:
         """Raises ContentUnavailable."""
         data = await self._local.read(digest, MAX_MANIFEST_BYTES)
         if data is None:
-            await self._fetches.fetch_whole(digest, catalog.LinkRecord(record.size, record.root))
+            await self._fetches.fetch_whole(repository, digest, catalog.LinkRecord(record.size, record.root))
             data = await self._local.read(digest, MAX_MANIFEST_BYTES)
         if data is None:
             raise ContentUnavailable(f"manifest {digest} is not here any more; try again")

@@ -42,10 +42,10 @@ class Records:
         """The blob *digest* of the repository."""
         return self._get(catalog.link_key(repository, digest), lambda data: LinkRecord.decode(digest, data))
 
-    def tags(self, repository: RepositoryName) -> Iterator[tuple[Tag, TagRecord]]:
-        """Every tag of the repository."""
+    def tags(self, repository: RepositoryName, limit: int | None = None) -> Iterator[tuple[Tag, TagRecord]]:
+        """Every tag of the repository, or those among the first *limit*."""
         prefix = catalog.tags_prefix(repository)
-        for key, value in self._names.scan(prefix):
+        for key, value in self._names.scan(prefix, limit=limit):
             record = self._decode(key, value, TagRecord.decode)
             if record is not None:
                 yield Tag(key[len(prefix) :]), record

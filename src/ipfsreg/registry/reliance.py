@@ -144,7 +144,7 @@ class Reliance:
             raise ManifestBlobUnknown(f"{repository} has no manifest {digest}")
         found = await load_manifest(self._local, digest, record.media_type)
         if found is None:
-            await self._fetch(digest, LinkRecord(record.size, record.root))
+            await self._fetch(repository, digest, LinkRecord(record.size, record.root))
             found = await load_manifest(self._local, digest, record.media_type)
         if found is None:
             raise ContentUnavailable(f"manifest {digest}, which this one lists, cannot be read here")
@@ -158,7 +158,7 @@ class Reliance:
             async with slots:
                 if not failures:
                     try:
-                        await self._fetch(digest, link)
+                        await self._fetch(repository, digest, link)
                     except ContentUnavailable as error:
                         failures.append(error)
 
@@ -168,9 +168,9 @@ class Reliance:
         if failures:
             raise failures[0]
 
-    async def _fetch(self, digest: Digest, link: LinkRecord) -> None:
+    async def _fetch(self, repository: RepositoryName, digest: Digest, link: LinkRecord) -> None:
         try:
-            await self._fetches.fetch_whole(digest, link)
+            await self._fetches.fetch_whole(repository, digest, link)
         except ContentUnavailable as error:
             self._holds.doubt(digest)
             raise ContentUnavailable(

@@ -44,6 +44,7 @@ from ipfsreg.registry.links import Links
 from ipfsreg.registry.local import LocalBlobs
 from ipfsreg.registry.manifests import Manifests
 from ipfsreg.registry.providing import Providing
+from ipfsreg.registry.pushers import Pushers
 from ipfsreg.registry.quota import Quota, Quotas
 from ipfsreg.registry.records import Records
 from ipfsreg.registry.reliance import Reliance
@@ -131,7 +132,7 @@ class LocalRegistry:
 
     async def open_blob(self, repository: RepositoryName, digest: Digest) -> BlobContent:
         link = self._link(repository, digest)
-        return await self._local.open(digest) or await self._fetches.open(digest, link)
+        return await self._local.open(digest) or await self._fetches.open(repository, digest, link)
 
     async def delete_blob(self, repository: RepositoryName, digest: Digest) -> None:
         self._link(repository, digest)
@@ -282,7 +283,10 @@ async def open_registry(
         quotas = Quotas(names, links, settings.quotas)
         providing = Providing(routing)
         local = LocalBlobs(nursery, blobs)
-        fetches = Fetches(nursery, blobs, local, bitswap, providing, settings.give_up_s, settings.finish_without_client)
+        pushers = Pushers(names, records)
+        fetches = Fetches(
+            nursery, blobs, local, bitswap, providing, pushers, settings.give_up_s, settings.finish_without_client
+        )
         reliance = Reliance(database, names, records, blobs, links, local, fetches, holds, settings.fetch_pushed)
         manifests = Manifests(
             names,

@@ -204,7 +204,7 @@ class MemoryEndpoint:
             known = self._addrs.setdefault(info.peer, [])
             known.extend(addr for addr in info.addrs if addr not in known)
 
-    async def connect(self, info: PeerInfo) -> None:
+    async def connect(self, info: PeerInfo, *, insist: bool = True) -> None:
         await trio.lowlevel.checkpoint()
         self.add_addrs(info)
         self._connect(info.peer)

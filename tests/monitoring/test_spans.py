@@ -97,7 +97,8 @@ async def test_requests_and_merges_are_spans(tmp_path: Path, caplog: pytest.LogC
             headers = {"Content-Type": IMAGE, "User-Agent": "crane/0.20", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
             path = "/v2/team/app/manifests/1.0"
             assert (await client.request("PUT", path, headers, MANIFEST)).status == 201
-            assert (await client.request("GET", f"{path}?token=s3cret")).status == 200
+            for _ in range(2):
+                assert (await client.request("GET", f"{path}?token=s3cret")).status == 200
             assert (await client.request("GET", "/v2/team/app/manifests/none")).status == 404
             assert (await client.request("GET", "/readyz")).status == 200
         assert not tracing.is_on()
@@ -117,7 +118,11 @@ async def test_requests_and_merges_are_spans(tmp_path: Path, caplog: pytest.LogC
     assert push.end_time_unix_nano > push.start_time_unix_nano
     assert push.trace_id.hex() != "a" * 32
     assert push.parent_span_id == b""
-    assert [attributes_of(span)["http.response.status_code"] for span in collector.named("GET manifest")] == [200, 404]
+    assert [attributes_of(span)["http.response.status_code"] for span in collector.named("GET manifest")] == [
+        200,
+        200,
+        404,
+    ]
     assert "s3cret" not in str(collector.spans)
     assert not collector.named("GET health")
     commits = [span for span in collector.named("crdt.merge") if attributes_of(span)["ipfsreg.commits"]]

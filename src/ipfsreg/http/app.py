@@ -13,13 +13,14 @@ from ipfsreg.http import blobs, listing, manifests, paths, uploads
 from ipfsreg.http.connection import Handler
 from ipfsreg.http.door.service import Door
 from ipfsreg.http.errors import error_response
+from ipfsreg.http.heads import NAME as HEADS
 from ipfsreg.http.heads import heed_heads
 from ipfsreg.http.request import ClientGone, Request
-from ipfsreg.http.responses import Header, Response
+from ipfsreg.http.responses import Header, Response, Stands
 from ipfsreg.registry.interface import Registry
 
 _API_VERSION: Header = ("Docker-Distribution-API-Version", "registry/2.0")
-_PONG = Response(200, (("Content-Type", "application/json"),), b"{}")
+_PONG = Response(200, (("Content-Type", "application/json"),), b"{}", lambda peer: True)
 
 # Each takes the action its path parses to; the table pairs them, which the type system cannot say.
 _HANDLERS: dict[type[paths.Action], Callable[[Registry, Request, Any], Awaitable[Response]]] = {
@@ -91,6 +92,16 @@ def make_app(registry: Registry, door: Door | None = None, witness: Witness | No
             response = error_response(error)
         if door is not None:
             door.note(request, action, response.status)
-        return Response(response.status, (_API_VERSION, *response.headers), response.body)
+        headers = (_API_VERSION, *response.headers)
+        return Response(response.status, headers, response.body, lasting(request, action, response))
+
+    def lasting(request: Request, action: paths.Action | None, response: Response) -> Stands | None:
+        """Until when *response* is the answer to others, too."""
+        stands = response.stands
+        if stands is None or door is not None or HEADS.lower() in request.headers:
+            return None
+        # Whoever is told of pulls is told of each.
+        is_pull = request.method == "GET" and isinstance(action, paths.GetManifest | paths.GetBlob)
+        return None if witness is not None and is_pull else stands
 
     return answer

@@ -7,6 +7,7 @@ transcoded on the way is another layer.
 from __future__ import annotations
 
 from ipfsreg.errors import RangeInvalid
+from ipfsreg.http.answers import while_unchanged
 from ipfsreg.http.errors import error_body
 from ipfsreg.http.paths import DeleteBlob, GetBlob
 from ipfsreg.http.request import Request
@@ -20,14 +21,15 @@ IMMUTABLE: Header = ("Cache-Control", "private, max-age=31536000, immutable")
 
 async def get_blob(registry: Registry, request: Request, action: GetBlob) -> Response:
     """GET and HEAD."""
+    stands = while_unchanged(registry, registry.version)
     if request.method == "HEAD":
         stat = await registry.stat_blob(action.repository, action.digest)
-        return Response(200, _headers(stat), NoBody(stat.size))
+        return Response(200, _headers(stat), NoBody(stat.size), stands)
     condition = request.headers.get("if-none-match")
     if condition is not None:
         stat = await registry.stat_blob(action.repository, action.digest)
         if matches(condition, str(stat.digest)):
-            return Response(304, _headers(stat))
+            return Response(304, _headers(stat), stands=stands)
     content = await request.keep(await registry.open_blob(action.repository, action.digest))
     stat = content.stat
     headers = _headers(stat)
@@ -43,6 +45,8 @@ async def get_blob(registry: Registry, request: Request, action: GetBlob) -> Res
             start, end = found
             status = 206
             headers.append(("Content-Range", f"bytes {start}-{end - 1}/{stat.size}"))
+    if content.data is not None:
+        return Response(status, headers, content.data[start:end], stands)
     if content.path is not None:
         return Response(status, headers, FileBody(content.path, start, end))
     return Response(status, headers, StreamBody(end - start, content.stream(start, end)))

@@ -4,6 +4,9 @@ Works on the plain non-blocking socket and waits with trio only where the kernel
 the scheduler for every call, which at ten thousand requests a second is most of the time, and `sendfile` needs the
 descriptor anyway (docs/decisions/0040). A TLS connection has the same calls (`wire`), without `sendfile`.
 
+For its next request a plain connection waits in the `Lobby` of all, where what was answered a moment ago is answered
+again without waking it (`answers`); a TLS connection waits by itself, for OpenSSL may hold what the kernel does not.
+
 Who may wait for whom, and how long:
 - for a TLS handshake: `handshake_timeout_s` for all of it;
 - for a head: `idle_timeout_s` for its first byte, then `head_timeout_s` for all of it;
@@ -27,10 +30,12 @@ from typing import Protocol
 
 import trio
 
+from ipfsreg.http.answers import MAX_AGE_S, Answer, Answers
 from ipfsreg.http.body import ChunkedBody, FixedBody
-from ipfsreg.http.head import Head, HeadParser
+from ipfsreg.http.head import HEAD_END, Head, HeadParser
+from ipfsreg.http.lobby import Lobby
 from ipfsreg.http.request import ClientGone, ClientSilent, Request, RequestRefused
-from ipfsreg.http.responses import FileBody, Response, StreamBody, encode_head
+from ipfsreg.http.responses import FileBody, NoBody, Response, StreamBody, encode_head
 from ipfsreg.http.wire import PlainHttp, TlsWire, WantsRead, WantsWrite, Wire
 from ipfsreg.registry.interface import FileRange, Piece
 
@@ -86,6 +91,17 @@ class Phase(Enum):
     IDLE = auto()
     HEAD = auto()
     REQUEST = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _Owed:
+    """What a client still has to get of an answer that it did not take at once."""
+
+    rest: bytes
+    answer: Answer
+    received: int
+    sent: int
+    began: float
 
 
 class Registrar(Protocol):
@@ -144,7 +160,17 @@ class _Patience:
 class Connection:
     """One accepted socket; `serve` owns it to its end."""
 
-    def __init__(self, sock: Wire, peer: str, handler: Handler, registrar: Registrar, settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        sock: Wire,
+        peer: str,
+        handler: Handler,
+        registrar: Registrar,
+        settings: ServerSettings,
+        lobby: Lobby,
+        answers: Answers,
+    ) -> None:
+        """*answers*: those given over connections of this kind."""
         self._socket = sock
         self._tls = sock if isinstance(sock, TlsWire) else None
         self._descriptor = sock.fileno()
@@ -152,9 +178,18 @@ class Connection:
         self._handler = handler
         self._registrar = registrar
         self._settings = settings
+        self._lobby = lobby
+        self._answers = answers
+        self.waiting: trio.lowlevel.Task | None = None
+        """The lobby's."""
+        self.idle_since = 0.0
+        """When it began to wait for its next request."""
         self._scope = trio.CancelScope()
         self._phase = Phase.IDLE
         self._rest = b""
+        self._head_bytes = b""
+        """Of the request under way, where they came in one piece."""
+        self._owed: _Owed | None = None
         self._invitation_due = False
         self._received = 0
         self._sent = 0
@@ -162,6 +197,10 @@ class Connection:
         """Of the bytes received, those of earlier requests."""
         self._read_patience = _Patience(settings)
         self._write_patience = _Patience(settings)
+
+    def fileno(self) -> int:
+        """Its descriptor, while it is served."""
+        return self._descriptor
 
     def close_idle(self) -> None:
         """End the connection; only for one that is idle, at its handshake, or at a head that is not whole yet."""
@@ -184,13 +223,15 @@ class Connection:
             logger.exception("connection of %s failed", self._peer)
         finally:
             self._registrar.note_busy(self)
+            self._lobby.forget(self)
             trio.lowlevel.notify_closing(self._descriptor)
             self._socket.close()
 
     async def _serve(self) -> None:
         while True:
             try:
-                head = await self._read_head()
+                data = await self._receive_request()
+                head = await self._read_head(data) if data else None
                 if head is None:
                     return
                 keep = await self._exchange(head)
@@ -226,6 +267,7 @@ class Connection:
                 raise ClientGone(f"no TLS: {error}") from None
             else:
                 self._phase = Phase.IDLE
+                self._scope.deadline = float("inf")
                 return
 
     def _refuse_plain(self, tls: TlsWire) -> None:
@@ -237,17 +279,104 @@ class Connection:
 
     # ---------------------------------------------------------------- the head
 
-    async def _read_head(self) -> Head | None:
-        """The next head, or None where the client is done (or the server wants to be)."""
-        parser = HeadParser(self._settings.max_head_bytes, self._settings.max_headers)
-        data, self._rest = self._rest, b""
-        if data:
-            # A pipeline must not keep the other connections waiting.
-            await trio.lowlevel.checkpoint()
+    async def _receive_request(self) -> bytes:
+        """The first bytes of a request that is not answered yet; none where either side is done."""
+        while True:
+            data, self._rest = self._rest, b""
+            if data:
+                # A pipeline must not keep the other connections waiting.
+                await trio.lowlevel.checkpoint()
+            else:
+                data = await self._wait_for_request()
+                if self._owed is None and (not data or self._registrar.draining):
+                    return data
+                self._registrar.note_busy(self)
+            if self._owed is None:
+                end = data.find(HEAD_END) + len(HEAD_END)
+                head = data if end == len(data) else data[:end]
+                if not self._answer_again(head, trio.current_time()):
+                    return data
+                self._rest = data[len(head) :]
+            if self._owed is not None:
+                await self._pay(self._owed)
+
+    async def _wait_for_request(self) -> bytes:
+        self._phase = Phase.IDLE
+        self._note_idle(trio.current_time())
+        if self._registrar.draining:
+            return b""
+        data = await (self._lobby.wait(self) if self._tls is None else self._receive_some())
+        # Told to close while the data was on its way to us: to the client this looks like any closed idle connection.
+        return b"" if self._scope.cancel_called else data
+
+    def _note_idle(self, now: float) -> None:
+        self.idle_since = now
+        self._registrar.note_idle(self)
+
+    def attend(self, now: float) -> bytes | None:
+        """See `lobby.Guest`."""
+        try:
+            data = self._socket.recv(_HEAD_READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise ClientGone(f"connection lost: {error}") from None
+        self._received += len(data)
+        if self._answer_again(data, now):
+            if self._owed is None:
+                self._note_idle(now)
+                return None
+            data = b""
+        # From here on it is not to be closed as one that is idle: its task may take a turn to come to it.
+        self._registrar.note_busy(self)
+        return data
+
+    def _answer_again(self, head: bytes, now: float) -> bool:
+        """Answer the request that *head* is all of, if its answer is remembered; `_owed` is what was not taken at once.
+
+        Raises ClientGone.
+        """
+        answer = self._answers.find(head, self._peer, now)
+        if answer is None:
+            return False
+        began = time.perf_counter()
+        data = answer.dated(_http_date_bytes())
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._note_again(answer, _CLIENT_GONE, len(head), 0, began)
+            raise ClientGone(f"connection lost: {error}") from None
+        self._sent += sent
+        if sent < len(data):
+            self._owed = _Owed(bytes(data[sent:]), answer, len(head), sent, began)
         else:
-            data = await self._wait_for_request()
+            self._note_again(answer, answer.status, len(head), sent, began)
+        return True
+
+    async def _pay(self, owed: _Owed) -> None:
+        """Send what is owed. Raises ClientGone."""
+        self._owed = None
+        self._write_patience.renew(self._sent)
+        sent_before = self._sent - owed.sent
+        status = _CLIENT_GONE
+        try:
+            await self._send(owed.rest)
+            status = owed.answer.status
+        finally:
+            self._note_again(owed.answer, status, owed.received, self._sent - sent_before, owed.began)
+
+    def _note_again(self, answer: Answer, status: int, received: int, sent: int, began: float) -> None:
+        self._accounted += received
+        answer.request.peer = self._peer
+        self._registrar.note_answered(answer.request, status, received, sent, time.perf_counter() - began)
+
+    async def _read_head(self, data: bytes) -> Head | None:
+        """The head that begins with *data*, or None where the client is done (or the server wants to be)."""
+        parser = HeadParser(self._settings.max_head_bytes, self._settings.max_headers)
         self._phase = Phase.HEAD
-        self._scope.deadline = trio.current_time() + self._settings.head_timeout_s
+        self._head_bytes = b""
         is_new = True
         while True:
             if not parser.begun:
@@ -258,30 +387,24 @@ class Connection:
                 used = parser.feed(data)
                 if used is not None:
                     self._rest = data[used:]
-                    self._scope.deadline = float("inf")
                     self._registrar.note_busy(self)
+                    if is_new:
+                        self._head_bytes = data[:used]
+                    else:
+                        self._scope.deadline = float("inf")
                     if self._scope.cancel_called:
                         return None  # Told to make room while the last of it was on its way.
                     head = parser.take()
                     self._phase = Phase.REQUEST
                     return head
-                if is_new:
-                    # Thousands that never end their head must not keep out who comes with a whole one.
-                    self._registrar.note_head(self)
-                    is_new = False
+            if is_new:
+                self._scope.deadline = trio.current_time() + self._settings.head_timeout_s
+                # Thousands that never end their head must not keep out who comes with a whole one.
+                self._registrar.note_head(self)
+                is_new = False
             data = await self._receive_some()
             if not data:
                 return None
-
-    async def _wait_for_request(self) -> bytes:
-        self._phase = Phase.IDLE
-        self._scope.deadline = trio.current_time() + self._settings.idle_timeout_s
-        self._registrar.note_idle(self)
-        if self._registrar.draining:
-            return b""
-        data = await self._receive_some()
-        # Told to close while the data was on its way to us: to the client this looks like any closed idle connection.
-        return b"" if self._scope.cancel_called else data
 
     async def _receive_some(self) -> bytes:
         waited = False
@@ -365,7 +488,11 @@ class Connection:
                 keep = keep and small
             status = response.status
             option = "close" if not keep else "" if head.is_1_1 else "keep-alive"
-            await self._respond(response, option, is_head=head.method == "HEAD")
+            message = self._remember(request, response, option) if keep and head.body_length == 0 else b""
+            if message:
+                await self._send(message)
+            else:
+                await self._respond(response, option, is_head=head.method == "HEAD")
         except RequestRefused as refused:
             status = refused.status
             raise
@@ -381,6 +508,20 @@ class Connection:
             while await body.read():
                 pass
         return keep
+
+    def _remember(self, request: Request, response: Response, option: str) -> bytes:
+        """Keep *response*, if it may be given again; return it whole then."""
+        body = response.body
+        if response.stands is None or not self._head_bytes:
+            return b""
+        if isinstance(body, NoBody) or request.method == "HEAD":
+            body = b""
+        if not isinstance(body, bytes) or len(body) > _JOIN_BYTES:
+            return b""
+        message = self._encode_head(response, option) + body
+        until = trio.current_time() + MAX_AGE_S
+        self._answers.put(self._head_bytes, Answer(request.spent(), response.status, message, response.stands, until))
+        return message
 
     async def _respond(self, response: Response, option: str, *, is_head: bool) -> None:
         """Send *response* whole. Raises ClientGone where that is not possible, with less sent than announced."""
@@ -546,13 +687,22 @@ def _refusal(refused: RequestRefused) -> bytes:
     return head.replace(b"HTTP/1.1", b"HTTP/1.0", 1) + text
 
 
-_date = (0, "")
+_date = (0, "", b"")
 
 
-def _http_date() -> str:
+def _renew_date() -> tuple[int, str, bytes]:
     """The time as HTTP writes it, made once a second."""
     global _date
     now = int(time.time())
     if _date[0] != now:
-        _date = (now, formatdate(now, usegmt=True))
-    return _date[1]
+        text = formatdate(now, usegmt=True)
+        _date = (now, text, text.encode())
+    return _date
+
+
+def _http_date() -> str:
+    return _renew_date()[1]
+
+
+def _http_date_bytes() -> bytes:
+    return _renew_date()[2]

@@ -12,7 +12,7 @@ import httptools
 
 from ipfsreg.http.request import RequestRefused
 
-_END = b"\r\n\r\n"
+HEAD_END = b"\r\n\r\n"
 
 _SINGULAR = frozenset(
     (
@@ -64,7 +64,7 @@ class HeadParser:
             RequestRefused: as soon as the bytes cannot become a head, also before its end.
         """
         joined = self._tail + data if self._tail else data
-        end = joined.find(_END)
+        end = joined.find(HEAD_END)
         if end < 0:
             used = len(data)
             self._tail = joined[-3:]

@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 
 import trio
 
+from ipfsreg.http.answers import while_unchanged
 from ipfsreg.http.paths import ListReferrers, ListRepositories, ListTags
 from ipfsreg.http.request import Request
 from ipfsreg.http.responses import Header, Response
@@ -25,17 +26,21 @@ _MAX_REFERRERS_BYTES = 3 * 1024 * 1024
 
 async def list_tags(registry: Registry, request: Request, action: ListTags) -> Response:
     """GET tags/list."""
+    stands = while_unchanged(registry, registry.version)
     page = await registry.tags(action.repository, limit=action.limit, last=action.last)
     path = f"/v2/{action.repository}/tags/list"
-    return Response(200, _page_headers(path, action.limit, page), _json(name=action.repository, tags=page.names))
+    body = _json(name=action.repository, tags=page.names)
+    return Response(200, _page_headers(path, action.limit, page), body, stands)
 
 
 async def list_repositories(registry: Registry, request: Request, action: ListRepositories) -> Response:
     """GET _catalog."""
+    stands = while_unchanged(registry, registry.version)
     page = await registry.repositories(limit=action.limit, last=action.last)
     if request.sees is not None:
         page = await _visible(registry, action.limit, page, request.sees)
-    return Response(200, _page_headers("/v2/_catalog", action.limit, page), _json(repositories=page.names))
+    body = _json(repositories=page.names)
+    return Response(200, _page_headers("/v2/_catalog", action.limit, page), body, stands)
 
 
 async def _visible(registry: Registry, limit: int, page: Page, sees: Callable[[str], bool]) -> Page:
@@ -55,6 +60,7 @@ async def _visible(registry: Registry, limit: int, page: Page, sees: Callable[[s
 
 async def list_referrers(registry: Registry, request: Request, action: ListReferrers) -> Response:
     """GET referrers: an index, in pages where it would pass what clients take, in the order of digests."""
+    stands = while_unchanged(registry, registry.version)
     found = await registry.referrers(action.repository, action.subject, action.artifact_type)
     found = sorted((entry for entry in found if str(entry.digest) > action.last), key=lambda entry: str(entry.digest))
     texts = _fitting(found)
@@ -67,7 +73,7 @@ async def list_referrers(registry: Registry, request: Request, action: ListRefer
         parameters["last"] = str(found[len(texts) - 1].digest)
         headers.append(_link(f"/v2/{action.repository}/referrers/{action.subject}", parameters))
     body = f'{{"schemaVersion":2,"mediaType":"{_INDEX}","manifests":[{",".join(texts)}]}}'
-    return Response(200, headers, body.encode())
+    return Response(200, headers, body.encode(), stands)
 
 
 def _fitting(entries: list[Descriptor]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipfsreg.errors import ManifestTooLarge
+from ipfsreg.http.answers import while_unchanged
 from ipfsreg.http.blobs import IMMUTABLE, matches
 from ipfsreg.http.heads import heads_headers
 from ipfsreg.http.paths import DeleteManifest, GetManifest, PutManifest
@@ -22,15 +23,16 @@ async def get_manifest(registry: Registry, request: Request, action: GetManifest
     clients that understand more than they claim. Clients name what they got by Content-Type.
     """
     by_digest = isinstance(action.reference, Digest)
+    stands = while_unchanged(registry, registry.version)
     condition = request.headers.get("if-none-match")
     if request.method == "HEAD" or condition is not None:
         stat = await registry.stat_manifest(action.repository, action.reference)
         if condition is not None and matches(condition, str(stat.digest)):
-            return Response(304, _headers(stat, by_digest))
+            return Response(304, _headers(stat, by_digest), stands=stands)
         if request.method == "HEAD":
-            return Response(200, _headers(stat, by_digest), NoBody(stat.size))
+            return Response(200, _headers(stat, by_digest), NoBody(stat.size), stands)
     content = await registry.get_manifest(action.repository, action.reference)
-    return Response(200, _headers(content.stat, by_digest), content.data)
+    return Response(200, _headers(content.stat, by_digest), content.data, stands)
 
 
 async def put_manifest(registry: Registry, request: Request, action: PutManifest) -> Response:

@@ -60,6 +60,23 @@ class Body(Protocol):
         """The whole body. Raises BodyTooLarge before taking more than *limit* bytes, and what `read` raises."""
 
 
+class NoBytes:
+    """The body of a request that has none. Keeps `Body`."""
+
+    length: int | None = 0
+
+    async def read(self) -> memoryview:
+        await trio.lowlevel.checkpoint()
+        return memoryview(b"")
+
+    async def read_all(self, limit: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return b""
+
+
+_NOTHING = NoBytes()
+
+
 class Request:
     """The head of one request, its body still to be read."""
 
@@ -108,6 +125,12 @@ class Request:
         self.sees: Callable[[str], bool] | None = None
         """Which repositories its sender may know of; None: all."""
         self._kept: AsyncExitStack | None = None
+
+    def spent(self) -> Request:
+        """Itself as logs and books want it, without what belongs to the connection."""
+        again = Request(self.method, self.target, self.headers, _NOTHING, self.peer, secure=self.secure)
+        again.route, again.user, again.how = self.route, self.user, self.how
+        return again
 
     async def keep(self, resource: AbstractAsyncContextManager[T]) -> T:
         """Enter *resource* and leave it when the response has been sent, or cannot be."""

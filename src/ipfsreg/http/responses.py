@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -10,6 +10,10 @@ from pathlib import Path
 from ipfsreg.registry.interface import Piece
 
 Header = tuple[str, str]
+
+Stands = Callable[[str], bool]
+"""Whether an answer is still the right one to the same request from this address. Costs no more than it must: it is
+asked before each time the answer is given again."""
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
@@ -46,6 +50,9 @@ class Response:
     status: int
     headers: Sequence[Header] = ()
     body: bytes | FileBody | StreamBody | NoBody = b""
+    stands: Stands | None = None
+    """Where the answer rests on nothing but the request's head and what this says: it may be given again without asking
+    the handler, as long as this is true. None: it is good for once."""
 
 
 def body_length(response: Response) -> int:

@@ -20,8 +20,10 @@ import trio
 
 from ipfsreg.errors import ConfigError
 from ipfsreg.http.accesslog import AccessLog
+from ipfsreg.http.answers import Answers
 from ipfsreg.http.connection import Connection, Handler, ServerSettings
 from ipfsreg.http.listen import close_listener, open_listeners, place_of, split_scheme
+from ipfsreg.http.lobby import Lobby, open_lobby
 from ipfsreg.http.request import Request
 from ipfsreg.http.tally import NO_ROUTE, Tally
 from ipfsreg.http.tls import Tls
@@ -48,6 +50,7 @@ class Server:
         handler: Handler,
         listeners: list[tuple[socket.socket, Tls | None]],
         settings: ServerSettings,
+        lobby: Lobby,
         access_log: AccessLog | None = None,
     ) -> None:
         self.places = tuple(place_of(listener) for listener, _ in listeners)
@@ -59,11 +62,16 @@ class Server:
         """The same as clients write it."""
         self._handler = handler
         self._settings = settings
+        self._lobby = lobby
+        self._answers = {secure: Answers() for secure in (False, True)}
         self._max_connections = settings.max_connections
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if descriptors != resource.RLIM_INFINITY:
             self._max_connections = min(settings.max_connections, descriptors // 2)
         self._idle: dict[Connection, None] = {}
+        """In the order of `idle_since`."""
+        self._one_is_idle: trio.Event | None = None
+        """To be set at the next one, if somebody waits for that."""
         self._in_head: dict[Connection, None] = {}
         self._handshaking: dict[Connection, None] = {}
         self._open = 0
@@ -81,7 +89,11 @@ class Server:
         """See `connection.Registrar`."""
         if self._handshaking:
             self._handshaking.pop(connection, None)
+        self._idle.pop(connection, None)
         self._idle[connection] = None
+        if self._one_is_idle is not None:
+            self._one_is_idle.set()
+            self._one_is_idle = None
 
     def note_head(self, connection: Connection) -> None:
         """See `Registrar`."""
@@ -111,6 +123,20 @@ class Server:
         if len(self._handshaking) >= self._settings.max_handshakes:
             _close_first(self._handshaking)
         self._handshaking[connection] = None
+
+    async def close_silent(self) -> None:
+        """Close connections that have been idle for too long, for ever."""
+        while True:
+            longest = next(iter(self._idle), None)
+            if longest is None:
+                self._one_is_idle = trio.Event()
+                await self._one_is_idle.wait()
+                continue
+            due = longest.idle_since + self._settings.idle_timeout_s
+            if trio.current_time() >= due:
+                _close_first(self._idle)
+            else:
+                await trio.sleep_until(due)
 
     async def accept(self, listener: socket.socket, tls: Tls | None, nursery: trio.Nursery) -> None:
         """Take connections from *listener* for ever, each served in *nursery*, with TLS where there is *tls*."""
@@ -157,7 +183,9 @@ class Server:
                 logger.debug("%s: %s", peer, error)
                 return
         self._open += 1
-        nursery.start_soon(self._serve, Connection(wire, peer, self._handler, self, self._settings))
+        answers = self._answers[tls is not None]
+        connection = Connection(wire, peer, self._handler, self, self._settings, self._lobby, answers)
+        nursery.start_soon(self._serve, connection)
 
     async def _serve(self, connection: Connection) -> None:
         try:
@@ -177,6 +205,7 @@ class Server:
 
     async def drain(self) -> None:
         """Close what is idle, and wait until what is not has been answered."""
+        self._lobby.look(max(1, len(self._idle)))  # Who has asked already is not idle.
         self.draining = True
         while self._close_longest_idle():
             pass
@@ -213,21 +242,24 @@ async def open_server(
     """
     settings = settings or ServerSettings()
     listeners = await _open_listeners(listen, tls)
-    server = Server(handler, listeners, settings, access_log)
     try:
-        async with trio.open_nursery() as serving:
-            async with trio.open_nursery() as accepting:
-                for listener, secure in listeners:
-                    accepting.start_soon(server.accept, listener, secure, serving)
-                yield server
-                accepting.cancel_scope.cancel()
-            while listeners:
-                close_listener(listeners.pop()[0])
-            with trio.move_on_after(settings.drain_s) as patience:
-                await server.drain()
-            if patience.cancelled_caught:
-                logger.warning("%d connections did not finish in time", server.connections)
-            serving.cancel_scope.cancel()
+        with open_lobby() as lobby:
+            server = Server(handler, listeners, settings, lobby, access_log)
+            async with trio.open_nursery() as serving:
+                serving.start_soon(lobby.run)
+                serving.start_soon(server.close_silent)
+                async with trio.open_nursery() as accepting:
+                    for listener, secure in listeners:
+                        accepting.start_soon(server.accept, listener, secure, serving)
+                    yield server
+                    accepting.cancel_scope.cancel()
+                while listeners:
+                    close_listener(listeners.pop()[0])
+                with trio.move_on_after(settings.drain_s) as patience:
+                    await server.drain()
+                if patience.cancelled_caught:
+                    logger.warning("%d connections did not finish in time", server.connections)
+                serving.cancel_scope.cancel()
     finally:
         while listeners:
             close_listener(listeners.pop()[0])

@@ -26,7 +26,7 @@ class Wire(Protocol):
 
     def recv_into(self, buffer: bytearray | memoryview, /) -> int: ...
 
-    def send(self, data: bytes | memoryview, flags: int = ..., /) -> int: ...
+    def send(self, data: bytes | bytearray | memoryview, flags: int = ..., /) -> int: ...
 
     def shutdown(self, how: int, /) -> None: ...
 
@@ -100,7 +100,7 @@ class TlsWire:
         except ssl.SSLWantReadError:
             raise BlockingIOError from None
 
-    def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
+    def send(self, data: bytes | bytearray | memoryview, flags: int = 0, /) -> int:
         """Send at least one record (16 KiB) of *data*. *flags* tell how packets are cut and have no meaning here."""
         view = memoryview(data)
         sent = 0

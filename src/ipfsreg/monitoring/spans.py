@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -133,6 +134,7 @@ def _traced(handler: Handler, tracer: Tracer, heed_traceparent: bool) -> Handler
                 span.update_name(f"{request.method} {request.route}")
             if status >= 500:
                 span.set_status(StatusCode.ERROR)
-        return response
+        # Given again without us it would leave no span.
+        return replace(response, stands=None)
 
     return answer

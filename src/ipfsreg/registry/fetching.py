@@ -328,6 +328,7 @@ class FetchedBlob:
     """A blob that is still arriving, opened for one client. Keeps `BlobContent`."""
 
     path: Path | None = None
+    data: bytes | None = None
 
     def __init__(self, fetch: Fetch, fetches: Fetches) -> None:
         self._fetch = fetch

@@ -17,7 +17,8 @@ from ipfsreg.oci.names import RepositoryName
 from ipfsreg.registry.catalog import LinkRecord
 
 TOLD_S = 3600.0
-"""So long a client may take from its question to its manifest."""
+"""So long a client may take from its question to its manifest; seconds less where its question was answered from
+memory (`http/answers`)."""
 
 MAX_TOLD = 65_536
 
@@ -37,6 +38,8 @@ class Holds:
         self._tellings: Counter[Digest] = Counter()
         """Blob -> in how many repositories somebody was told of it."""
         self._doubted: dict[Digest, float] = {}
+        self.doubts = 0
+        """How often a blob came to be doubted."""
 
     @contextmanager
     def hold(self, *digests: Digest) -> Iterator[None]:
@@ -98,6 +101,7 @@ class Holds:
         now = trio.current_time()
         self._doubted = {one: until for one, until in self._doubted.items() if until > now}
         self._doubted[digest] = now + DOUBTED_S
+        self.doubts += 1
 
     def is_doubted(self, digest: Digest) -> bool:
         """Whether that was within `DOUBTED_S`."""

@@ -55,6 +55,10 @@ class BlobContent(Protocol):
     def path(self) -> Path | None:
         """The file with exactly the blob's bytes where it is whole and local (sendfile), else None."""
 
+    @property
+    def data(self) -> bytes | None:
+        """All of it, where that is in memory and was checked."""
+
     def stream(self, start: int, end: int) -> AsyncIterator[Piece]:
         """Yield the bytes [start, end) in order, while later ones may still be arriving from peers.
 
@@ -147,6 +151,14 @@ class Registry(Protocol):
 
     Where a peer holds what this node lacks, methods may wait for the network, bounded by configured times.
     """
+
+    @property
+    def version(self) -> int | None:
+        """Another number whenever what this answers may have changed: what was answered under one is still so while it
+        stands, manifests and small blobs with their bytes. Where others hold what this node lacks is not in it.
+
+        None while something is about to change: nothing can be said of what is answered now.
+        """
 
     async def stat_blob(self, repository: RepositoryName, digest: Digest) -> BlobStat:
         """Raises BlobUnknown: this repository may not serve it."""

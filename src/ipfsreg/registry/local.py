@@ -46,6 +46,7 @@ class LocalBlob:
     def __init__(self, file: BlobFile) -> None:
         self.stat = _stat_of(file.info)
         self.path: Path | None = file.path
+        self.data: bytes | None = None
 
     async def stream(self, start: int, end: int) -> AsyncIterator[Piece]:
         """Yield [start, end) for a connection that cannot take the file itself."""
@@ -76,12 +77,13 @@ class SmallBlob:
 
     def __init__(self, info: BlobInfo, data: bytes) -> None:
         self.stat = _stat_of(info)
-        self._data = data
+        self.data: bytes | None = data
 
     async def stream(self, start: int, end: int) -> AsyncIterator[Piece]:
         """Yield [start, end)."""
         await trio.lowlevel.checkpoint()
-        yield memoryview(self._data)[start:end]
+        assert self.data is not None
+        yield memoryview(self.data)[start:end]
 
     async def __aenter__(self) -> SmallBlob:
         return self

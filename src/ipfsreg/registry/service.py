@@ -86,6 +86,7 @@ class LocalRegistry:
 
     def __init__(
         self,
+        database: Database,
         names: Names,
         records: Records,
         local: LocalBlobs,
@@ -99,6 +100,7 @@ class LocalRegistry:
         quotas: Quotas,
         wait_heads_s: float,
     ) -> None:
+        self._database = database
         self._names = names
         self._wait_heads_s = wait_heads_s
         self._records = records
@@ -111,6 +113,12 @@ class LocalRegistry:
         self._holds = holds
         self.collector = collector
         self._quotas = quotas
+
+    @property
+    def version(self) -> int | None:
+        names, rest = self._names.generation, self._database.generation
+        # Each only grows, so an equal sum means that all are the same.
+        return None if names is None or rest is None else names + rest + self._holds.doubts
 
     # ------------------------------------------------------------------ blobs
 
@@ -308,6 +316,7 @@ async def open_registry(
         )
         await collector.prepare()
         registry = LocalRegistry(
+            database,
             names,
             records,
             local,

@@ -1,0 +1,100 @@
+"""PURE: answers that may be given again, by the exact bytes of the request's head.
+
+Most of what a registry is asked it was asked a moment ago, in the same words: by every machine of a cluster that pulls
+one image, by whoever looks after a tag every few seconds. Then nothing has to be parsed, routed and looked up again.
+
+When may an answer be given again? Where its handler said what it rests on (`Response.stands`), and that is asked before
+each time. What a handler reads of a request is its head, the same to the last byte; who it comes from is told to
+`stands`. Nothing is given for longer than `MAX_AGE_S`, whatever it says of itself: what a handler notes beside its
+answer (which blobs clients were told of, what was asked for lately) is noted that often.
+"""
+
+from __future__ import annotations
+
+from ipfsreg.http.request import Request
+from ipfsreg.http.responses import Stands
+from ipfsreg.registry.interface import Registry
+
+MAX_AGE_S = 5.0
+
+MAX_BYTES = 8 * 1024 * 1024
+"""Of all answers, with their heads and what else belongs to them."""
+
+MAX_HEAD_BYTES = 4096
+"""Of a request that is remembered. Longer ones, with tokens of some issuers, are rare."""
+
+_BESIDE_BYTES = 2048
+"""What an entry takes beside its bytes: the request with its headers, as the access log wants it."""
+
+_DATE = b"\r\nDate: "
+_DATE_BYTES = 29
+
+
+def while_unchanged(registry: Registry, version: int | None) -> Stands | None:
+    """What an answer rests on that was read from *registry*, whose version was *version* before that."""
+    return None if version is None else lambda peer: registry.version == version
+
+
+class Answer:
+    """One of them."""
+
+    __slots__ = ("_data", "_date", "_date_at", "request", "stands", "status", "until")
+
+    def __init__(self, request: Request, status: int, message: bytes, stands: Stands, until: float) -> None:
+        """*message*: head and body, whose first header is `Date`."""
+        self._data = bytearray(message)
+        self._date_at = message.index(_DATE) + len(_DATE)
+        self._date = message[self._date_at : self._date_at + _DATE_BYTES]
+        self.request = request
+        """For the access log. Its body is spent, and its peer was who asked first."""
+        self.status = status
+        self.stands = stands
+        self.until = until
+
+    def dated(self, date: bytes) -> bytearray:
+        """The bytes to send at *date*. The next call changes them."""
+        if date != self._date:
+            self._date = date
+            self._data[self._date_at : self._date_at + _DATE_BYTES] = date
+        return self._data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+
+class Answers:
+    """As many as fit, the latest."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._answers: dict[bytes, Answer] = {}
+        self.bytes_held = 0
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def find(self, head: bytes, peer: str, now: float) -> Answer | None:
+        """What to answer to *head*, from the address *peer*; None: ask the handler."""
+        answer = self._answers.get(head)
+        if answer is None:
+            return None
+        if now < answer.until and answer.stands(peer):
+            return answer
+        # It may stand for somebody else, but no other one is likelier to come than an answer made anew.
+        self._drop(head)
+        return None
+
+    def put(self, head: bytes, answer: Answer) -> None:
+        """Remember *answer*; those that were made first give way. One may take a quarter of the room."""
+        size = len(head) + len(answer) + _BESIDE_BYTES
+        if len(head) > MAX_HEAD_BYTES or size > self._max_bytes // 4:
+            return
+        if head in self._answers:
+            self._drop(head)
+        self._answers[head] = answer
+        self.bytes_held += size
+        while self.bytes_held > self._max_bytes:
+            self._drop(next(iter(self._answers)))
+
+    def _drop(self, head: bytes) -> None:
+        self.bytes_held -= len(head) + len(self._answers.pop(head)) + _BESIDE_BYTES

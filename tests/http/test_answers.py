@@ -73,6 +73,19 @@ def test_one_answer_does_not_take_the_room_of_all_others() -> None:
     assert len(answers) == 0
 
 
+def test_no_secret_of_a_head_stays_in_memory() -> None:
+    answers = Answers()
+    for name in (b"Authorization", b"authorization", b"AUTHORIZATION"):
+        answers.put(b"GET / HTTP/1.1\r\n%s: Basic c2VjcmV0\r\n\r\n" % name, answer_of(), secret=True)
+    assert len(answers) == 2, "whoever shouts is the handler's"
+    assert not any(b"c2VjcmV0" in name for name in answers._answers)
+    assert answers.find(b"GET / HTTP/1.1\r\nAuthorization: Basic c2VjcmV0\r\n\r\n", "192.0.2.1", 0.0) is not None
+    assert answers.find(b"GET / HTTP/1.1\r\nAuthorization: Basic b3RoZXIh\r\n\r\n", "192.0.2.1", 0.0) is None
+    headers = {"authorization": "Basic c2VjcmV0", "user-agent": "crane", "host": "h", "accept": "x"}
+    request = Request("GET", "/", headers, NoBytes(), "192.0.2.1").spent()
+    assert request.headers == {"user-agent": "crane", "host": "h"}
+
+
 def test_an_answer_made_anew_replaces_the_one_before() -> None:
     answers = Answers()
     answers.put(b"a", answer_of(500))

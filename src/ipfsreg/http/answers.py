@@ -1,15 +1,19 @@
-"""PURE: answers that may be given again, by the exact bytes of the request's head.
+"""Answers that may be given again, by the exact bytes of the request's head.
 
 Most of what a registry is asked it was asked a moment ago, in the same words: by every machine of a cluster that pulls
 one image, by whoever looks after a tag every few seconds. Then nothing has to be parsed, routed and looked up again.
 
 When may an answer be given again? Where its handler said what it rests on (`Response.stands`), and that is asked before
 each time. What a handler reads of a request is its head, the same to the last byte; who it comes from is told to
-`stands`. Nothing is given for longer than `MAX_AGE_S`, whatever it says of itself: what a handler notes beside its
-answer (which blobs clients were told of, what was asked for lately) is noted that often.
+`stands`. A head with an `Authorization` is known by a keyed hash, for neither passwords nor tokens stay in memory
+(docs/decisions/0083). Nothing is given for longer than `MAX_AGE_S`, whatever it says of itself: what a handler notes
+beside its answer (which blobs clients were told of, what was asked for lately) is noted that often.
 """
 
 from __future__ import annotations
+
+import secrets
+from hashlib import blake2b
 
 from ipfsreg.http.request import Request
 from ipfsreg.http.responses import Stands
@@ -25,6 +29,9 @@ MAX_HEAD_BYTES = 4096
 
 _BESIDE_BYTES = 2048
 """What an entry takes beside its bytes: the request with its headers, as the access log wants it."""
+
+_SECRET = b"uthorization:"
+"""In the heads that hold one, however their first letter is written. In others it costs them the hash and no more."""
 
 _DATE = b"\r\nDate: "
 _DATE_BYTES = 29
@@ -68,6 +75,7 @@ class Answers:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self._answers: dict[bytes, Answer] = {}
+        self._key = secrets.token_bytes(32)
         self.bytes_held = 0
 
     def __len__(self) -> int:
@@ -75,26 +83,35 @@ class Answers:
 
     def find(self, head: bytes, peer: str, now: float) -> Answer | None:
         """What to answer to *head*, from the address *peer*; None: ask the handler."""
-        answer = self._answers.get(head)
+        name = head if _SECRET not in head else self._mark(head)
+        answer = self._answers.get(name)
         if answer is None:
             return None
         if now < answer.until and answer.stands(peer):
             return answer
-        # It may stand for somebody else, but no other one is likelier to come than an answer made anew.
-        self._drop(head)
+        self._drop(name)  # The handler makes another one.
         return None
 
-    def put(self, head: bytes, answer: Answer) -> None:
-        """Remember *answer*; those that were made first give way. One may take a quarter of the room."""
+    def put(self, head: bytes, answer: Answer, *, secret: bool = False) -> None:
+        """Remember *answer*; those that were made first give way. One may take a quarter of the room.
+
+        *secret*: *head* has an `Authorization`.
+        """
         size = len(head) + len(answer) + _BESIDE_BYTES
         if len(head) > MAX_HEAD_BYTES or size > self._max_bytes // 4:
             return
-        if head in self._answers:
-            self._drop(head)
-        self._answers[head] = answer
-        self.bytes_held += size
+        name = head if _SECRET not in head else self._mark(head)
+        if secret and name is head:
+            return  # No client is known that spells it so, and no secret is to be kept for one.
+        if name in self._answers:
+            self._drop(name)
+        self._answers[name] = answer
+        self.bytes_held += len(name) + len(answer) + _BESIDE_BYTES
         while self.bytes_held > self._max_bytes:
             self._drop(next(iter(self._answers)))
 
-    def _drop(self, head: bytes) -> None:
-        self.bytes_held -= len(head) + len(self._answers.pop(head)) + _BESIDE_BYTES
+    def _mark(self, head: bytes) -> bytes:
+        return blake2b(head, digest_size=32, key=self._key).digest()
+
+    def _drop(self, name: bytes) -> None:
+        self.bytes_held -= len(name) + len(self._answers.pop(name)) + _BESIDE_BYTES

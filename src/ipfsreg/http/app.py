@@ -98,10 +98,15 @@ def make_app(registry: Registry, door: Door | None = None, witness: Witness | No
     def lasting(request: Request, action: paths.Action | None, response: Response) -> Stands | None:
         """Until when *response* is the answer to others, too."""
         stands = response.stands
-        if stands is None or door is not None or HEADS.lower() in request.headers:
+        if stands is None or action is None or HEADS.lower() in request.headers:
             return None
         # Whoever is told of pulls is told of each.
-        is_pull = request.method == "GET" and isinstance(action, paths.GetManifest | paths.GetBlob)
-        return None if witness is not None and is_pull else stands
+        if witness is not None and request.method == "GET" and isinstance(action, paths.GetManifest | paths.GetBlob):
+            return None
+        if door is None:
+            return stands
+        let_in = door.again(request, action)
+        # In this order: whom the door lets in, it counts.
+        return None if let_in is None else lambda peer: stands(peer) and let_in(peer)
 
     return answer

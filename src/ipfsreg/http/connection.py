@@ -520,7 +520,8 @@ class Connection:
             return b""
         message = self._encode_head(response, option) + body
         until = trio.current_time() + MAX_AGE_S
-        self._answers.put(self._head_bytes, Answer(request.spent(), response.status, message, response.stands, until))
+        answer = Answer(request.spent(), response.status, message, response.stands, until)
+        self._answers.put(self._head_bytes, answer, secret="authorization" in request.headers)
         return message
 
     async def _respond(self, response: Response, option: str, *, is_head: bool) -> None:

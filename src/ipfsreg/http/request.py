@@ -75,6 +75,7 @@ class NoBytes:
 
 
 _NOTHING = NoBytes()
+_LOGGED = ("host", "user-agent")
 
 
 class Request:
@@ -127,8 +128,9 @@ class Request:
         self._kept: AsyncExitStack | None = None
 
     def spent(self) -> Request:
-        """Itself as logs and books want it, without what belongs to the connection."""
-        again = Request(self.method, self.target, self.headers, _NOTHING, self.peer, secure=self.secure)
+        """Itself as logs and books want it: without what belongs to the connection, and without secrets."""
+        headers = {name: self.headers[name] for name in _LOGGED if name in self.headers}
+        again = Request(self.method, self.target, headers, _NOTHING, self.peer, secure=self.secure)
         again.route, again.user, again.how = self.route, self.user, self.how
         return again
 

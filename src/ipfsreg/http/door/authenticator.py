@@ -47,6 +47,17 @@ class Caller:
 NOBODY = Caller(ANONYMOUS, "anonymous")
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Who somebody has proved to be."""
+
+    caller: Caller
+    until: float
+    """Seconds since 1970."""
+    generation: int
+    """Of the passwords and keys by which it was found."""
+
+
 class Authenticator:
     """Knows the callers of one node."""
 
@@ -64,7 +75,7 @@ class Authenticator:
         self._issuers = issuers
         self._failures = failures
         self._key = secrets.token_bytes(32)
-        self._known: OrderedDict[bytes, tuple[Caller, float, int]] = OrderedDict()
+        self._known: OrderedDict[bytes, Proof] = OrderedDict()
         self._being_checked: dict[bytes, trio.Event] = {}
         self._limiter = trio.CapacityLimiter(CHECKS_AT_ONCE)
 
@@ -77,13 +88,11 @@ class Authenticator:
         """
         if header is None:
             return NOBODY
-        mark = blake2b(header.encode("latin-1", "replace"), digest_size=20, key=self._key).digest()
+        mark = self._mark(header)
         while True:
             known = self._known.get(mark)
-            if known is not None:
-                caller, until, generation = known
-                if generation == self._generation() and time.time() < until:
-                    return caller
+            if known is not None and self.holds(known):
+                return known.caller
             under_way = self._being_checked.get(mark)
             if under_way is None:
                 break
@@ -93,11 +102,24 @@ class Authenticator:
         try:
             generation = self._generation()
             caller, until = await self._check(header, address)
-            self._remember(mark, caller, until, generation)
+            self._remember(mark, Proof(caller, until, generation))
             return caller
         finally:
             del self._being_checked[mark]
             done.set()
+
+    def proof(self, header: str | None) -> Proof | None:
+        """What *header* was found to prove lately."""
+        if header is None:
+            return Proof(NOBODY, float("inf"), self._generation())
+        return self._known.get(self._mark(header))
+
+    def holds(self, proof: Proof) -> bool:
+        """Whether that is so still: neither has it ended, nor have passwords or keys changed."""
+        return proof.generation == self._generation() and time.time() < proof.until
+
+    def _mark(self, header: str) -> bytes:
+        return blake2b(header.encode("latin-1", "replace"), digest_size=20, key=self._key).digest()
 
     async def log_in(self, user: str, password: bytes, address: str) -> Caller:
         """As `identify`, for a name and a password that came in another way."""
@@ -109,8 +131,8 @@ class Authenticator:
         parts = (self._passwords, self._tokens, self._issuers)
         return sum(part.generation for part in parts if part is not None)
 
-    def _remember(self, mark: bytes, caller: Caller, until: float, generation: int) -> None:
-        self._known[mark] = (caller, until, generation)
+    def _remember(self, mark: bytes, proof: Proof) -> None:
+        self._known[mark] = proof
         self._known.move_to_end(mark)
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)

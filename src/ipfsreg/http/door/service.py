@@ -13,18 +13,19 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ipfsreg.errors import Denied, TooManyRequests, Unauthorized
 from ipfsreg.http import paths
 from ipfsreg.http.door.access import CATALOG, CREATE, PULL, PUSH, Need, need_of
 from ipfsreg.http.door.audit import AuditLog
-from ipfsreg.http.door.authenticator import NOBODY, Authenticator, Caller, claimed_user
+from ipfsreg.http.door.authenticator import NOBODY, Authenticator, Caller, Proof, claimed_user
 from ipfsreg.http.door.forwarding import TrustedProxies
 from ipfsreg.http.door.limits import Allowances, AtOnce, client_of
 from ipfsreg.http.door.rules import ANONYMOUS, Rules
 from ipfsreg.http.door.token_endpoint import PATH, TokenEndpoint
 from ipfsreg.http.request import Request
-from ipfsreg.http.responses import Response
+from ipfsreg.http.responses import Response, Stands
 
 _HOST = re.compile(r"[A-Za-z0-9._~\[\]:-]{1,255}", re.ASCII)
 
@@ -142,18 +143,64 @@ class Door:
     def _check_ping(self, keeper: Keeper, request: Request, caller: Caller) -> None:
         """Clients learn from the ping how to say who they are, so nobody gets past it without having said anything,
         unless passwords are all there is: then a client that has none would give up."""
-        if caller is NOBODY and (keeper.challenge.tokens or not keeper.rules.anonymous_pull):
+        if not _may_ping(keeper, caller):
             raise Unauthorized("log in first", challenge=keeper.challenge.header(request, None, ""))
 
-    async def _limit(self, request: Request, caller: Caller) -> None:
-        """Count *request* as one of *caller*'s, or where they are nobody of their address. Raises TooManyRequests."""
+    def again(self, request: Request, action: paths.Action) -> Stands | None:
+        """What says whether the same request as *request*, which was let in to do *action*, is let in again.
+
+        It is what `admit` asks, in the end: whether the proof holds, whether the rules of that moment give the right,
+        whether the client may have one more, which is counted. None: only `admit` itself can tell, or each such request
+        is to be written down.
+        """
+        # Whom a proxy speaks for is told by its address and its headers together.
+        if self._proxies is not None or request.sees is not None:
+            return None
+        if self._audit is not None and type(action) in self._audited:
+            return None
+        if self._keeper is None:
+            return lambda peer: self._has_one_more(NOBODY, peer)
+        proof = self._keeper.authenticator.proof(request.headers.get("authorization"))
+        if proof is None:
+            return None
+        return partial(self._lets_in, proof, need_of(action))
+
+    def _lets_in(self, proof: Proof, need: Need | None, peer: str) -> bool:
+        keeper, caller = self._keeper, proof.caller
+        if keeper is None or not keeper.authenticator.holds(proof):
+            return False
+        may = _may_ping(keeper, caller) if need is None else _may(keeper, caller, need)
+        return may and self._has_one_more(caller, peer)
+
+    def _has_one_more(self, caller: Caller, peer: str) -> bool:
+        """Whether there is room for a request that is answered at once; if so it is counted."""
+        try:
+            client = self._count(caller, peer)
+        except TooManyRequests:
+            return False
+        if self._at_once is not None:
+            if not self._at_once.begin(client):
+                return False
+            self._at_once.end(client)
+        return True
+
+    def _count(self, caller: Caller, peer: str) -> str:
+        """Count a request as one of *caller*'s, or where they are nobody of their address; return whose it is.
+
+        Raises TooManyRequests.
+        """
         if self._requests is None and self._at_once is None:
-            return
-        client = caller.user or client_of(request.peer)
+            return ""
+        client = caller.user or client_of(peer)
         if self._requests is not None:
             wait_s = self._requests.take(client, time.monotonic())
             if wait_s:
                 raise TooManyRequests("too many requests", wait_s)
+        return client
+
+    async def _limit(self, request: Request, caller: Caller) -> None:
+        """Count *request*, and hold a place for it until it is answered. Raises TooManyRequests."""
+        client = self._count(caller, request.peer)
         if self._at_once is not None:
             await request.keep(self._under_way(self._at_once, client))
 
@@ -223,6 +270,10 @@ def _reference(action: paths.Action | None) -> str | None:
         if value is not None:
             return str(value)
     return None
+
+
+def _may_ping(keeper: Keeper, caller: Caller) -> bool:
+    return caller is not NOBODY or (keeper.rules.anonymous_pull and not keeper.challenge.tokens)
 
 
 def _may(keeper: Keeper, caller: Caller, need: Need, *, listed: bool = False) -> bool:

@@ -193,6 +193,15 @@ def test_keys_of_other_kinds_are_passed_over() -> None:
     assert list(parse_jwks(data)) == ["good"]
 
 
+def test_private_keys_are_passed_over_before_anything_is_computed_of_them() -> None:
+    number = base64.urlsafe_b64encode(bytes([255]) * 2048).decode()
+    private = {"kty": "RSA", "n": number, "e": "AQAB", "d": number}
+    data = jwks(*[private | {"kid": str(count)} for count in range(20)], jwk(ED, "good"))
+    began = time.perf_counter()
+    assert list(parse_jwks(data)) == ["good"]
+    assert time.perf_counter() - began < 1, "the primes of one take longer"
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -68,7 +68,9 @@ class PublicKey:
 
 
 def parse_jwks(data: bytes) -> dict[str, PublicKey]:
-    """Key id -> key; "" for one without. Keys of kinds that are not used here are passed over.
+    """Key id -> key; "" for one without. Keys of kinds that are not used here are passed over, private ones too.
+
+    Milliseconds for `MAX_JWKS_BYTES`: not to be called on the event loop.
 
     Raises:
         MalformedData: not a set of keys, too many, or none that can be used.
@@ -82,7 +84,9 @@ def parse_jwks(data: bytes) -> dict[str, PublicKey]:
         raise MalformedData(f"not a list of at most {MAX_KEYS} keys")
     keys: dict[str, PublicKey] = {}
     for entry in entries:
-        if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
+        # Who publishes private keys is not to be believed; and of an RSA key with "d" the library looks for the primes,
+        # which holds the interpreter for a second, or hours with a larger number.
+        if not isinstance(entry, dict) or entry.get("use", "sig") != "sig" or "d" in entry:
             continue
         try:
             found = _public_key(jwt.PyJWK(entry).key)
@@ -104,7 +108,7 @@ def _public_key(key: object) -> PublicKey | None:
         return PublicKey(key, (_EC_ALGORITHMS[key.curve.name],))
     if isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey):
         return PublicKey(key, ("EdDSA",))
-    return None  # Also private keys, and secrets: whoever publishes those is not to be believed.
+    return None  # Also secrets: whoever publishes those is not to be believed.
 
 
 @dataclass(slots=True)
@@ -204,7 +208,7 @@ class Issuers:
     async def _fetch_keys(self, issuer: _Issuer, done: trio.Event, now: float) -> None:
         """Fetch the keys; what fails leaves what there is."""
         try:
-            keys = parse_jwks(await _fetch(issuer.settings.jwks))
+            keys = await _fetch(issuer.settings.jwks)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, MalformedData) as error:
             logger.warning("no keys of the issuer %s: %s", issuer.settings.issuer, error or type(error).__name__)
         except Exception:  # what leaves a system task ends the process, and this is about bytes of somebody else
@@ -218,15 +222,18 @@ class Issuers:
             done.set()
 
 
-async def _fetch(url: str) -> bytes:
-    """Raises httpx.HTTPError, MalformedData. Cancelled or late: the thread ends by itself soon after."""
+async def _fetch(url: str) -> dict[str, PublicKey]:
+    """The keys at *url*.
+
+    Raises httpx.HTTPError, MalformedData. Cancelled or late: the thread ends by itself soon after.
+    """
     with trio.move_on_after(FETCH_S):
         # The stubs that libp2p brings along are older than this parameter.
         return await trio.to_thread.run_sync(_fetch_in_thread, url, abandon_on_cancel=True)  # type: ignore[call-arg]
     raise MalformedData(f"no answer within {FETCH_S:g} s")
 
 
-def _fetch_in_thread(url: str) -> bytes:
+def _fetch_in_thread(url: str) -> dict[str, PublicKey]:
     deadline = time.monotonic() + FETCH_S
     # No redirects: keys come from where we were told, and from nowhere that place points to. No proxies by environment,
     # and nothing compressed, of which nobody knows beforehand how large it becomes.
@@ -243,7 +250,7 @@ def _fetch_in_thread(url: str) -> bytes:
                 raise MalformedData(f"larger than {MAX_JWKS_BYTES} bytes")
             if time.monotonic() > deadline:
                 raise MalformedData(f"not whole within {FETCH_S:g} s")
-        return bytes(data)
+    return parse_jwks(bytes(data))
 
 
 def _read(path: Path) -> dict[str, PublicKey]:

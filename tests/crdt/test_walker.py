@@ -12,11 +12,11 @@ from ipfsreg.crdt.delta import Delta, Element, Node, build_node
 from ipfsreg.crdt.frontier import Frontier
 from ipfsreg.crdt.intake import Intake
 from ipfsreg.crdt.state import VoidNode, Work
-from ipfsreg.crdt.walker import PATIENCE_S, Walker
+from ipfsreg.crdt.walker import LOOKED_UP_AT_ONCE, PATIENCE_S, Walker
 from ipfsreg.database import Database
 from ipfsreg.ipld.block import Block
-from ipfsreg.ipld.cid import DAG_PB
-from ipfsreg.ipld.dag_pb import PBNode
+from ipfsreg.ipld.cid import DAG_PB, Cid
+from ipfsreg.ipld.dag_pb import PBLink, PBNode
 from ipfsreg.testing.inline_database import open_inline_database
 from ipfsreg.testing.network import peer_of
 from ipfsreg.testing.replicas import ReplicaSwarm, SwarmBlocks, TableBlockstore
@@ -120,6 +120,33 @@ async def test_what_nobody_gives_is_asked_for_again(tmp_path: Path, autojump_clo
         here.walker.hint(peer_of("carol"))
         await trio.sleep(PATIENCE_S + 2)
         assert here.blocks.first[-1] == (peer_of("carol"),)
+
+
+async def test_a_node_of_very_many_links_is_looked_up_a_few_at_a_time(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    links = [Cid.of(DAG_PB, b"%d" % number) for number in range(3000)]
+    tip = Block.of(PBNode(tuple(map(PBLink, links)), Delta((), (), 2).encode()).encode(), DAG_PB)
+    async with scene(tmp_path, [], max_nodes=5000) as here, trio.open_nursery() as nursery:
+        turns = 0
+
+        async def count_turns() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        nursery.start_soon(count_turns)
+        await here.walker.bring(tip)
+        assert turns >= len(links) // LOOKED_UP_AT_ONCE
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_wanted_is_read_a_little_at_a_time_and_wholly(tmp_path: Path, autojump_clock: MockClock) -> None:
+    nodes = [build_node([], Delta((Element(f"/{number}", b"1"),), (), 1)) for number in range(3 * LOOKED_UP_AT_ONCE)]
+    async with scene(tmp_path, [node.multihash for node in nodes]) as here:
+        await trio.sleep(0.1)
+        assert {cid.multihash for cids in here.blocks.requests for cid in cids} == {node.multihash for node in nodes}
 
 
 async def test_a_block_that_is_no_node_is_brought_as_such(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -77,6 +77,11 @@ class Frontier:
         return multihash in self._wanted
 
     @property
+    def is_full(self) -> bool:
+        """Whether the next one is turned away."""
+        return len(self._wanted) >= self.max_nodes
+
+    @property
     def has_room(self) -> bool:
         """Whether what was turned away may come in."""
         return len(self._wanted) < self.max_nodes // 2
@@ -85,7 +90,7 @@ class Frontier:
         """Fetch a node, asking the peers *first*. For one that is wanted already: a hint, and a reason to try soon."""
         wanted = self._wanted.get(multihash)
         if wanted is None:
-            if len(self._wanted) >= self.max_nodes:
+            if self.is_full:
                 self.overflowed = True
                 return
             wanted = self._wanted[multihash] = _Wanted(due_at=now)

@@ -607,10 +607,12 @@ def has_nodes_of_others(database: Database, ourselves: PeerId) -> bool:
     return row is not None
 
 
-def wanted_nodes(database: Database, limit: int) -> list[bytes]:
-    """Up to *limit* nodes whose blocks are still to be fetched, those known first before others."""
-    rows = database.read("SELECT multihash FROM crdt_nodes WHERE state = 1 ORDER BY number LIMIT ?", (limit,))
-    return [multihash for (multihash,) in rows]
+def wanted_nodes(database: Database, limit: int, after: int = 0) -> list[tuple[int, bytes]]:
+    """Up to *limit* nodes whose blocks are still to be fetched, by number, those behind the number *after*."""
+    return database.read(
+        "SELECT number, multihash FROM crdt_nodes WHERE state = 1 AND number > ? ORDER BY number LIMIT ?",
+        (after, limit),
+    ).fetchall()
 
 
 def closed_node(database: Database, multihash: bytes) -> tuple[int, bytes, int] | None:

@@ -10,8 +10,9 @@ dagsync, all at once, and where there is none of the block service again, a gene
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
+from itertools import islice
 from typing import cast
 
 import trio
@@ -38,6 +39,10 @@ REST_S = 30.0
 
 PARSED_HERE_BYTES = 32 * 1024
 """A larger node is parsed in a thread: one of 2 MiB can hold 350,000 elements, which takes more than half a second."""
+
+LOOKED_UP_AT_ONCE = 256
+"""Nodes looked up in the tables, about 5 us each, before other tasks get their turn: a faulty node can have 16,384
+links."""
 
 REWRITE_S = 5.0
 """Until a node that could not be written is fetched again."""
@@ -84,15 +89,22 @@ class Walker:
     def _is_missing(self, multihash: bytes) -> bool:
         return not self._intake.holds(multihash) and (state_of_node(self._database, multihash) or 0) < STORED
 
-    def _follow_missing(self, links: Iterable[bytes], first: Iterable[PeerId]) -> None:
+    async def _follow_missing(self, links: Iterable[bytes], first: Sequence[PeerId]) -> None:
         try:
-            missing = [link for link in links if self._is_missing(link)]
+            async for missing in self._find_missing(links):
+                for link in missing:
+                    self._follow(link, first)
         except StoreError as error:
             # The tables cannot be read. The nodes that link there are fetched and written again at the next start.
             logger.info("what is missing cannot be told: %s", error)
-            return
-        for link in missing:
-            self._follow(link, first)
+
+    async def _find_missing(self, links: Iterable[bytes]) -> AsyncIterator[list[bytes]]:
+        """Those of *links* that are not here, some at a time. Raises StoreError."""
+        left = iter(links)
+        while some := list(islice(left, LOOKED_UP_AT_ONCE)):
+            yield [link for link in some if self._is_missing(link)]
+            if len(some) == LOOKED_UP_AT_ONCE:
+                await trio.lowlevel.checkpoint()
 
     def _follow(self, multihash: bytes, first: Iterable[PeerId]) -> None:
         self._frontier.want(multihash, first, now=trio.current_time())
@@ -120,9 +132,9 @@ class Walker:
             self._frontier.want(multihash, (), now=trio.current_time() + REWRITE_S)
         self._wake.set()
 
-    async def bring(self, block: Block, first: Iterable[PeerId] = ()) -> None:
+    async def bring(self, block: Block, first: Sequence[PeerId] = ()) -> None:
         """Take in the block of a node, whoever delivered it; what it links to is asked of *first* before others."""
-        self._follow_missing(await self._take_in(block), first)
+        await self._follow_missing(await self._take_in(block), first)
 
     async def _take_in(self, block: Block) -> tuple[bytes, ...]:
         """Take in the block of a node; return what it links to."""
@@ -144,30 +156,37 @@ class Walker:
     async def run(self) -> None:
         """Fetch what is wanted, after `release`, now and later. Never returns."""
         await self._released.wait()
-        self._refill()
+        await self._refill()
         async with trio.open_nursery() as nursery:
             while True:
                 self._wake = trio.Event()
                 if self._frontier.overflowed and self._frontier.has_room:
-                    self._refill()
+                    await self._refill()
                 for request in self._frontier.take(now=trio.current_time()):
                     nursery.start_soon(self._fetch, request)
                 deadline = self._frontier.next_deadline()
                 with trio.move_on_at(float("inf") if deadline is None else deadline):
                     await self._wake.wait()
 
-    def _refill(self) -> None:
-        """Put into the frontier what the tables say is wanted."""
+    async def _refill(self) -> None:
+        """Put into the frontier what the tables say is wanted, some at a time, until it is full."""
         # Nodes that are not in the tables yet may want more; then look again.
         self._frontier.overflowed = not self._intake.is_empty
+        after = 0
         try:
-            wanted = wanted_nodes(self._database, 2 * self._frontier.max_nodes)
+            while some := wanted_nodes(self._database, LOOKED_UP_AT_ONCE, after):
+                for _, multihash in some:
+                    if multihash not in self._frontier and not self._intake.holds(multihash):
+                        self._frontier.want(multihash, (), now=trio.current_time())
+                if len(some) < LOOKED_UP_AT_ONCE:
+                    return
+                if self._frontier.is_full:
+                    self._frontier.overflowed = True
+                    return
+                after = some[-1][0]
+                await trio.lowlevel.checkpoint()
         except StoreError as error:
             logger.info("what is wanted cannot be told: %s", error)
-            return
-        for multihash in wanted:
-            if multihash not in self._frontier and not self._intake.holds(multihash):
-                self._frontier.want(multihash, (), now=trio.current_time())
 
     async def _fetch(self, request: Request) -> None:
         below = [multihash for multihash in request.nodes if multihash not in self._announced]
@@ -212,7 +231,8 @@ class Walker:
                     if multihash in expected:
                         expected.discard(multihash)
                         brought += 1
-                        expected.update(link for link in await self._take_in(block) if self._is_missing(link))
+                        async for missing in self._find_missing(await self._take_in(block)):
+                            expected.update(missing)
                     elif self._is_missing(multihash):
                         raise PeerMisbehaved(f"{peer} sent a node that nothing leads to")
                     if not expected or len(expected) > self._frontier.max_nodes:
@@ -222,4 +242,4 @@ class Walker:
             self._resting[peer] = trio.current_time() + REST_S
         if not brought:
             self._resting[peer] = trio.current_time() + REST_S
-        self._follow_missing(expected.difference(multihashes), first)
+        await self._follow_missing(expected.difference(multihashes), first)

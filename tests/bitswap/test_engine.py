@@ -204,6 +204,34 @@ def test_a_peer_that_wants_the_same_is_asked_what_it_has(bob: Bob) -> None:
     assert asked <= {CIDS[4]}
 
 
+def test_who_wanted_the_same_before_us_is_company_from_the_first_question_on(bob: Bob) -> None:
+    root = Block.of(b"root").cid
+    bob.meet(ALICE, CAROL)
+    bob.hear(CAROL, entries=tuple(Entry(cid, 1, want_have=True) for cid in CIDS))
+    session = bob.open(ALICE, root=root)
+    bob.hear(CAROL, haves=(root,))
+    bob.want(session, CIDS)
+    assert bob.asks(ALICE)
+    assert not bob.asks(CAROL), "it has the root, and has said which blocks it lacks itself"
+
+
+def test_who_was_relieved_of_a_late_block_is_asked_for_what_nobody_else_has(bob: Bob) -> None:
+    root = Block.of(b"root").cid
+    bob.meet(ALICE, CAROL)
+    session = bob.open(ALICE, root=root)
+    bob.hear(CAROL, entries=(Entry(root, 1, want_have=True),))
+    bob.want(session, CIDS[:1])
+    for _ in range(20):
+        bob.wait(0.1)
+        bob.engine.receive_bytes(ALICE, 10, bob.now)
+    bob.hear(CAROL, haves=(CIDS[0],))
+    bob.want(session, CIDS[1:2])
+    assert bob.asks(ALICE) == {CIDS[0]}, "it would take too long for another"
+    bob.engine.receive_break(ALICE)
+    bob.wait(0.3)
+    assert {(entry.cid, entry.cancel) for entry in bob.says(ALICE)} == {(CIDS[0], True), (CIDS[1], False)}
+
+
 def test_alone_what_a_reader_waits_for_is_asked_first(bob: Bob) -> None:
     bob.meet(ALICE)
     session = bob.open(ALICE)

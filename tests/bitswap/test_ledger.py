@@ -15,8 +15,8 @@ def cid(number: int) -> Cid:
     return Cid.of(RAW, b"%d" % number)
 
 
-def new_ledger() -> tuple[Ledger, dict[bytes, set[PeerId]]]:
-    waiting_for: dict[bytes, set[PeerId]] = {}
+def new_ledger() -> tuple[Ledger, dict[bytes, dict[PeerId, None]]]:
+    waiting_for: dict[bytes, dict[PeerId, None]] = {}
     return Ledger(BOB, waiting_for), waiting_for
 
 
@@ -45,10 +45,10 @@ def test_what_we_lack_is_said_only_where_asked_and_always_remembered() -> None:
     ledger.receive_want(Entry(cid(1), send_dont_have=True), None)
     ledger.receive_want(Entry(cid(2)), None)
     assert ledger.take_presences(10) == ([], [cid(1)])
-    assert waiting_for == {cid(1).multihash: {BOB}, cid(2).multihash: {BOB}}
+    assert waiting_for == {cid(1).multihash: {BOB: None}, cid(2).multihash: {BOB: None}}
     ledger.receive_arrival(cid(2).multihash, LARGE)
     assert ready(ledger.large) == [cid(2)]
-    assert waiting_for == {cid(1).multihash: {BOB}}
+    assert waiting_for == {cid(1).multihash: {BOB: None}}
 
 
 def test_who_asked_whether_hears_have_when_the_block_arrives() -> None:

@@ -126,6 +126,17 @@ def test_an_answer_that_was_remembered_says_nothing_about_latency(alice: Source)
     assert alice.latency == pytest.approx(0.1)
 
 
+def test_a_have_that_follows_dont_have_says_nothing_about_latency(alice: Source) -> None:
+    for number in range(20):
+        alice.tell(cid(number), Kind.WANT_HAVE)
+    alice.take_news(0.0)
+    for number in range(20):
+        alice.receive_answer(cid(number), 0.1)
+    for number in range(20):
+        alice.receive_answer(cid(number), 0.5 + 0.1 * number)
+    assert alice.latency == pytest.approx(0.1), "the block came to it then"
+
+
 def test_a_stalled_peer_is_tried_again_later_each_time_and_with_little(alice: Source) -> None:
     pauses = []
     now = 0.0

@@ -7,7 +7,7 @@ was. So nothing waits for the slowest peer, and hardly anything comes twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -157,9 +157,11 @@ class Asking:
         if source is not None:
             self._join(session, source, now)
 
-    def want(self, session: Session, cids: Iterable[Cid], now: float) -> None:
-        """Want *cids* too, in this order."""
+    def want(self, session: Session, cids: Iterable[Cid], others: Mapping[PeerId, Sequence[Cid]], now: float) -> None:
+        """Want *cids* too, in this order. *others* want some of them as well: they said so before we did."""
         self._entered(session, session.add([self._wanted.goal(session, cid) for cid in cids]))
+        for peer, shared in others.items():
+            self.receive_interest(peer, shared, now)
         self._guess(session, now)
         self._fill_session(session, now)
         self._consider_search(session, now)

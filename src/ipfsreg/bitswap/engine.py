@@ -173,7 +173,12 @@ class Engine:
 
     def want(self, session: Session, cids: Iterable[Cid], now: float) -> list[Event]:
         """Want *cids* too, behind what the session wants already."""
-        self._asking.want(session, cids, now)
+        cids = list(cids)
+        others: dict[PeerId, list[Cid]] = {}
+        for cid in cids:
+            for peer in self._giving.waiting_for(cid.multihash):
+                others.setdefault(peer, []).append(cid)
+        self._asking.want(session, cids, others, now)
         return self._events(now)
 
     def urge(self, session: Session, cids: Sequence[Cid], now: float) -> list[Event]:

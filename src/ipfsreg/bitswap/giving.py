@@ -77,7 +77,7 @@ class Giving:
         self._size_of = size_of
         self._settings = settings
         self._sides: dict[PeerId, _Side] = {}
-        self._waiting_for: dict[bytes, set[PeerId]] = {}
+        self._waiting_for: dict[bytes, dict[PeerId, None]] = {}
         self._small_turns: dict[PeerId, None] = {}
         self._large_turns: dict[PeerId, None] = {}
         self._gives: dict[Give, _Side] = {}
@@ -125,6 +125,10 @@ class Giving:
             else:
                 side.ledger.receive_want(entry, self._size_of(entry.cid))
         self._queue(side, now)
+
+    def waiting_for(self, multihash: bytes) -> Iterable[PeerId]:
+        """Who wants the block *multihash*, which we lack."""
+        return self._waiting_for.get(multihash, ())
 
     def receive_arrivals(self, multihashes: Iterable[bytes], now: float) -> list[PeerId]:
         """Blocks are here now; return the peers that wait for one of them."""

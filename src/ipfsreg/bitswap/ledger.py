@@ -97,7 +97,7 @@ class Ready:
 class Ledger:
     """What one peer wants of us, and what it has to be told."""
 
-    def __init__(self, peer: PeerId, waiting_for: dict[bytes, set[PeerId]]) -> None:
+    def __init__(self, peer: PeerId, waiting_for: dict[bytes, dict[PeerId, None]]) -> None:
         """*waiting_for*, shared by all ledgers: who waits for a multihash. Kept up to date here."""
         self.peer = peer
         self.small = Ready()
@@ -150,13 +150,13 @@ class Ledger:
         if len(self._waiting) >= MAX_WANTS:
             self._forget_waiting(next(iter(self._waiting)))
         self._waiting[entry.cid.multihash] = entry
-        self._waiting_for.setdefault(entry.cid.multihash, set()).add(self.peer)
+        self._waiting_for.setdefault(entry.cid.multihash, {})[self.peer] = None
 
     def _forget_waiting(self, multihash: bytes) -> Entry | None:
         entry = self._waiting.pop(multihash, None)
         if entry is not None:
             peers = self._waiting_for[multihash]
-            peers.discard(self.peer)
+            peers.pop(self.peer, None)
             if not peers:
                 del self._waiting_for[multihash]
         return entry

@@ -57,8 +57,8 @@ class Source:
     def __init__(self, peer: PeerId) -> None:
         self.peer = peer
         self.asks: dict[Cid, Ask] = {}
-        self.listed: dict[Cid, tuple[Kind, float]] = {}
-        """What stands on its list of our wants, and since when."""
+        self.listed: dict[Cid, tuple[Kind, float | None]] = {}
+        """What stands on its list of our wants, and since when; None where it has answered already."""
         self.outstanding = 0
         """Bytes asked for and not here, as estimated."""
         self.rate: float | None = None
@@ -190,10 +190,12 @@ class Source:
 
     def receive_answer(self, cid: Cid, now: float) -> None:
         """It said HAVE or DONT_HAVE to *cid*."""
-        listed = self.listed.get(cid)
-        if listed is None:
+        kind, since = self.listed.get(cid, (None, None))
+        if kind is None or since is None:
             return
-        sample = now - listed[1]
+        # A HAVE that follows DONT_HAVE tells when the block got there, not how long an answer takes.
+        self.listed[cid] = (kind, None)
+        sample = now - since
         if self.latency is None or sample < self.latency:
             self.latency = sample
         elif sample < 4 * self.latency + 1.0:  # later ones were remembered until the block arrived

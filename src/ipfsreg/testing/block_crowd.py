@@ -238,7 +238,8 @@ class Crowd:
             del node.pulls[number]
             self._do(node, node.engine.close_session(pull.session, self.now))
             if node.layers:
-                self._pull(node, list(pull.session.hints), pull.read_ahead)
+                # Whom to ask for the next layer is found out anew, as a node does.
+                self._pull(node, [], pull.read_ahead)
             elif not node.pulls and node.done_at is None:
                 node.done_at = self.now
                 self._pulling.discard(node)
@@ -403,6 +404,7 @@ def flash_crowd(
     latency_s: float = 0.02,
     buffer_bytes: int = 256 * 1024,
     read_ahead: int = -1,
+    block_bytes: int = MIB,
 ) -> Outcome:
     """*nodes* peers, of which one holds *layers* (blocks of each) that all others begin to pull within *spread_s*."""
     crowd = Crowd(seed=seed, latency_s=latency_s, buffer_bytes=buffer_bytes)
@@ -410,10 +412,10 @@ def flash_crowd(
     blobs = [blob(blocks, f"layer {number}") for number, blocks in enumerate(layers)]
     holder = members[0]
     for root, leaves in blobs:
-        holder.store.update(dict.fromkeys(leaves, MIB))
+        holder.store.update(dict.fromkeys(leaves, block_bytes))
         holder.store[root] = 3000
     dice = random.Random(seed)
     for node in members[1:]:
         crowd.pull_at(dice.random() * spread_s, node, blobs, [holder], read_ahead=read_ahead)
     crowd.run()
-    return outcome(crowd, sum(layers) * MIB, width)
+    return outcome(crowd, sum(layers) * block_bytes, width)

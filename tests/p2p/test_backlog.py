@@ -62,6 +62,24 @@ async def test_a_link_that_ran_dry_is_given_more() -> None:
         assert link.limit > 4 * FIRST_BYTES
 
 
+async def test_a_link_that_ran_dry_because_there_was_no_more_is_not_given_more() -> None:
+    near, far = await tcp_pair()
+    async with near, far:
+        link = Link(near.socket, 200_000_000)
+        list(link.steps(1.0, at_once=20_000))
+        assert link.limit == FIRST_BYTES
+
+
+async def test_after_a_pause_a_link_is_new_again() -> None:
+    near, far = await tcp_pair()
+    async with near, far:
+        link = Link(near.socket, 200_000_000)
+        list(link.steps(1.0))
+        assert link.limit > 4 * FIRST_BYTES
+        link.waiting = 0.0
+        assert link.room(10.0) == FIRST_BYTES, "others may have its share by now"
+
+
 async def test_a_peer_that_does_not_read_is_given_little_beyond_its_window() -> None:
     near, far = await tcp_pair()
     async with near, far:

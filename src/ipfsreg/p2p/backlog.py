@@ -2,7 +2,7 @@
 
 A system takes megabytes from whoever writes, for a link that may need seconds to send them. Whatever is said later, a
 cancel or a HAVE of a few bytes, then waits behind them, and who counts what a socket *took* believes it was sent. So a
-connection gives its socket no more than it sends in a few hundredths of a second (docs/decisions/0057).
+connection gives its socket no more than it sends in a few hundredths of a second (docs/decisions/0104).
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ LEAST_BYTES = 32 * 1024
 MOST_BYTES = 4 * 1024 * 1024
 """Limits of what may wait, whatever the rate."""
 
-FIRST_BYTES = 256 * 1024
-"""What may wait while the rate is not known."""
+FIRST_BYTES = 64 * 1024
+"""What may wait while the rate is not known. Twenty connections that begin at the same moment on a thin link share it:
+what each of them may put in front of the others adds up."""
 
 _WINDOW_S = 0.05
 """The rate is taken over so long, at least."""
@@ -36,7 +37,18 @@ _SIOCOUTQNSD = 0x894B
 class Backlog:
     """What one socket has been given and not sent."""
 
-    __slots__ = ("_began", "_dry", "_sent_before", "_socket", "_supported", "_written", "limit")
+    __slots__ = (
+        "_began",
+        "_dry",
+        "_held",
+        "_left",
+        "_lowat",
+        "_sent_before",
+        "_socket",
+        "_supported",
+        "_written",
+        "limit",
+    )
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self._socket = sock
@@ -45,12 +57,17 @@ class Backlog:
         self._began: float | None = None
         self._sent_before = 0
         self._dry = False
+        self._held = False
+        self._left = 0
+        self._lowat = 0
         self.limit = FIRST_BYTES
         """Bytes that may wait now."""
 
     def wrote(self, count: int) -> None:
         """The socket took *count* bytes."""
         self._written += count
+        self._left -= count
+        self._held = self._held or self._left <= 0
 
     def room(self, now: float) -> int:
         """How many bytes may be written at *now*; none while the socket has enough to do."""
@@ -58,7 +75,10 @@ class Backlog:
             return MOST_BYTES
         unsent = self._unsent()
         self._measure(self._written - unsent, unsent, now)
-        return max(0, self.limit - unsent)
+        self._left = max(0, self.limit - unsent)
+        if not self._left:
+            self._wake_at(self.limit // 2)
+        return self._left
 
     def _unsent(self) -> int:
         try:
@@ -71,21 +91,30 @@ class Backlog:
         """Set the limit by what was sent over the last moments, as far as there always was something to send."""
         self._dry = self._dry or not unsent
         if self._began is None or now - self._began > 10 * _WINDOW_S:
+            # What was idle shares its link with others now, as far as anybody knows.
+            self.limit = min(self.limit, FIRST_BYTES)
             self._begin(sent, now, unsent)
         elif now - self._began >= _WINDOW_S:
             by_rate = int((sent - self._sent_before) / (now - self._began) * UNSENT_S)
-            # A socket that ran dry could have sent more than it was given.
-            wanted = max(by_rate, 2 * self.limit) if self._dry else by_rate
-            self._set_limit(min(max(wanted, LEAST_BYTES), MOST_BYTES))
+            if not self._dry:
+                self._set_limit(by_rate)
+            elif self._held:
+                # It ran dry, and could have sent more than it was given. Where the limit kept nobody from giving it
+                # more, there was no more.
+                self._set_limit(max(by_rate, 2 * self.limit))
             self._begin(sent, now, unsent)
 
     def _begin(self, sent: int, now: float, unsent: int) -> None:
-        self._began, self._sent_before, self._dry = now, sent, not unsent
+        self._began, self._sent_before, self._dry, self._held = now, sent, not unsent, False
 
-    def _set_limit(self, limit: int) -> None:
+    def _set_limit(self, wanted: int) -> None:
+        limit = min(max(wanted, LEAST_BYTES), MOST_BYTES)
         if not 0.75 * self.limit <= limit <= 1.5 * self.limit:
             self.limit = limit
-            if self._supported:
-                # Writable again when half of it was sent.
-                with suppress(OSError):  # closed
-                    self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limit // 2)
+
+    def _wake_at(self, unsent: int) -> None:
+        """Let the socket be writable when less than *unsent* bytes are left."""
+        if unsent != self._lowat:
+            self._lowat = unsent
+            with suppress(OSError):  # closed
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent)

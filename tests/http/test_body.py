@@ -15,6 +15,8 @@ class Wire:
         self.pieces = list(pieces)
         self.returned = b""
         self.invitations = 0
+        self.held = 0
+        self.settled = False
 
     async def receive_into(self, buffer: memoryview) -> int:
         if not self.pieces:
@@ -31,6 +33,12 @@ class Wire:
 
     def give_back(self, data: bytes) -> None:
         self.returned = data
+
+    def hold(self, size: int) -> None:
+        self.held = size
+
+    def settle(self) -> None:
+        self.settled = True
 
 
 CHUNKED = b'5\r\nhello\r\n00A;name="v"\r\n, chunked \r\n1 \r\n!\r\n0\r\nTrailer: x\r\n\r\n'
@@ -181,3 +189,17 @@ async def test_a_chunked_body_is_refused_when_it_becomes_too_large() -> None:
 async def test_a_small_body_takes_a_small_buffer() -> None:
     body = FixedBody(Wire(b"abc"), b"", 3)
     assert len((await body.read()).obj) == 3  # type: ignore[arg-type]
+
+
+async def test_a_body_that_is_read_whole_tells_what_it_holds_and_when_it_is_whole() -> None:
+    wire = Wire(b"a" * 1000, b"b" * 500)
+    body = FixedBody(wire, b"", 1500)
+    assert await body.read_all(2000) == b"a" * 1000 + b"b" * 500
+    assert (wire.held, wire.settled) == (1500, True)
+
+
+async def test_a_body_that_does_not_become_whole_is_never_settled() -> None:
+    wire = Wire(b"a" * 1000)
+    with pytest.raises(ClientGone):
+        await FixedBody(wire, b"", 1500).read_all(2000)
+    assert (wire.held, wire.settled) == (1000, False)

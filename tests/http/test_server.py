@@ -17,6 +17,8 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from ipfsreg.errors import LimitReached
+from ipfsreg.http.errors import error_response
 from ipfsreg.http.request import Request
 from ipfsreg.http.responses import FileBody, NoBody, Response, StreamBody
 from ipfsreg.http.server import Handler, ServerSettings, open_server
@@ -33,6 +35,18 @@ async def echo(request: Request) -> Response:
 
 async def ignore_body(request: Request) -> Response:
     return Response(200, (), b"ok")
+
+
+def answering_limits(handler: Handler) -> Handler:
+    """As the app does."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except LimitReached as error:
+            return error_response(error)
+
+    return answer
 
 
 @asynccontextmanager
@@ -574,6 +588,64 @@ async def test_beyond_the_limit_and_all_busy_the_newcomer_is_told_to_come_back()
             assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         go_on.set()
         assert (await first.receive()).status == 200
+
+
+async def test_bodies_that_never_become_whole_do_not_fill_the_memory_nor_keep_out_who_sends_one() -> None:
+    settings = ServerSettings(max_held_bytes=4_000_000)
+    async with open_server(echo, listen=HERE, settings=settings) as server, AsyncExitStack() as stack:
+        slow = []
+        for _ in range(20):
+            slow.append(await stack.enter_async_context(connect_http(server.places[0])))
+            await slow[-1].send(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 999_999)
+            await trio.testing.wait_all_tasks_blocked()
+            assert server.holdings.bytes_held <= 4_000_000
+        async with connect_http(server.places[0]) as client:
+            assert (await client.request("PUT", "/new", body=b"y" * 1_000_000)).status == 200
+        assert await slow[0].receive_end() == b"", "who was waited for longest made room"
+        await slow[19].send(b"z")
+        assert (await slow[19].receive()).status == 200, "the last of them was only slow"
+    assert server.holdings.bytes_held == 0
+
+
+async def test_answers_that_nobody_takes_do_not_fill_the_memory_nor_keep_out_who_takes_his() -> None:
+    async def handler(request: Request) -> Response:
+        return Response(200, (), bytes(8_000_000))
+
+    settings = ServerSettings(max_held_bytes=24_000_000)
+    async with open_server(handler, listen=HERE, settings=settings) as server, AsyncExitStack() as stack:
+        slow = []
+        for _ in range(10):
+            slow.append(await stack.enter_async_context(connect_http(server.places[0])))
+            await slow[-1].send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+            await trio.testing.wait_all_tasks_blocked()
+            assert server.holdings.bytes_held <= 24_000_000
+        async with connect_http(server.places[0]) as client:
+            assert (await client.request("GET", "/")).body == bytes(8_000_000)
+        with pytest.raises(EOFError):
+            await slow[0].receive()
+        assert (await slow[9].receive()).body == bytes(8_000_000)
+
+
+async def test_whole_bodies_that_are_worked_on_are_not_cut_off_and_the_next_is_told_to_come_back() -> None:
+    go_on = trio.Event()
+
+    async def handler(request: Request) -> Response:
+        body = await request.body.read_all(1 << 20)
+        await go_on.wait()
+        return Response(200, (), b"%d" % len(body))
+
+    app = answering_limits(handler)
+    async with serving(app, ServerSettings(max_held_bytes=1_500_000)) as (place, first):
+        await first.send(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1_000_000)
+        await trio.testing.wait_all_tasks_blocked()
+        async with connect_http(place) as second:
+            assert (await second.request("PUT", "/", body=b"x" * 1_000_000)).status == 503
+        async with connect_http(place) as third:
+            await third.send(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 10000\r\n\r\n" + b"x" * 10_000)
+            await trio.testing.wait_all_tasks_blocked()
+            go_on.set()
+            assert (await third.receive()).body == b"10000", "a small one needs no room"
+        assert (await first.receive()).body == b"1000000"
 
 
 # ---------------------------------------------------------------- stopping

@@ -33,6 +33,12 @@ class Receiver(Protocol):
     def give_back(self, data: bytes) -> None:
         """Return bytes that came after the body."""
 
+    def hold(self, size: int) -> None:
+        """The body is being read whole, and so much of it is in memory. Raises LimitReached."""
+
+    def settle(self) -> None:
+        """It is whole: the client has done its part."""
+
 
 class _Pieces:
     """What both kinds of body share: two buffers in turn."""
@@ -71,7 +77,7 @@ class _Pieces:
         return count
 
 
-async def _read_all(body: Body, limit: int) -> bytes:
+async def _read_all(body: Body, receiver: Receiver, limit: int) -> bytes:
     if body.length is not None and body.length > limit:
         raise BodyTooLarge(limit)
     whole = bytearray()
@@ -79,6 +85,8 @@ async def _read_all(body: Body, limit: int) -> bytes:
         if len(whole) + len(piece) > limit:
             raise BodyTooLarge(limit)
         whole += piece
+        receiver.hold(len(whole))
+    receiver.settle()
     return bytes(whole)
 
 
@@ -115,7 +123,7 @@ class FixedBody(_Pieces):
 
     async def read_all(self, limit: int) -> bytes:
         """See `Body.read_all`."""
-        return await _read_all(self, limit)
+        return await _read_all(self, self._receiver, limit)
 
 
 class ChunkedBody(_Pieces):
@@ -145,7 +153,7 @@ class ChunkedBody(_Pieces):
 
     async def read_all(self, limit: int) -> bytes:
         """See `Body.read_all`."""
-        return await _read_all(self, limit)
+        return await _read_all(self, self._receiver, limit)
 
 
 class ChunkDecoder:

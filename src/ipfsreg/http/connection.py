@@ -30,9 +30,11 @@ from typing import Protocol
 
 import trio
 
+from ipfsreg.errors import LimitReached
 from ipfsreg.http.answers import MAX_AGE_S, Answer, Answers
 from ipfsreg.http.body import ChunkedBody, FixedBody
 from ipfsreg.http.head import HEAD_END, Head, HeadParser
+from ipfsreg.http.holding import Holdings
 from ipfsreg.http.lobby import Lobby
 from ipfsreg.http.request import ClientGone, ClientSilent, Request, RequestRefused
 from ipfsreg.http.responses import FileBody, NoBody, Response, StreamBody, encode_head
@@ -55,6 +57,9 @@ _TLS_HANDSHAKE = 0x16
 _CLIENT_GONE = 499
 """What the access log says where nobody was left to answer, as nginx writes it."""
 _INTERNAL_ERROR = Response(500, (("Content-Type", "text/plain"),), b"internal error\n")
+_NO_ROOM = Response(
+    503, (("Content-Type", "text/plain"), ("Retry-After", "1")), b"too many large answers are on their way\n"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +69,9 @@ class ServerSettings:
     max_connections: int = 4096
     """Beyond it the longest idle connection makes room; where none is idle, the newcomer is told to come back. Never
     more than half of the file descriptors the process may have: the store needs the others."""
+    max_held_bytes: int = 128 * 1024 * 1024
+    """Of request bodies read whole and of answers in memory that clients have not taken, of all connections, beside the
+    first 64 KiB of each. Beyond it the client that is waited for longest is cut off."""
     max_head_bytes: int = 32 * 1024
     """Request line and headers together. Bearer tokens of some issuers pass 8 KiB."""
     max_headers: int = 100
@@ -110,6 +118,10 @@ class Registrar(Protocol):
     @property
     def draining(self) -> bool:
         """Whether responses have to end their connection."""
+
+    @property
+    def holdings(self) -> Holdings:
+        """What connections hold in memory."""
 
     def note_idle(self, connection: Connection) -> None:
         """*connection* waits for a request: it may be closed at any time."""
@@ -204,6 +216,11 @@ class Connection:
 
     def close_idle(self) -> None:
         """End the connection; only for one that is idle, at its handshake, or at a head that is not whole yet."""
+        self._scope.cancel()
+
+    def cut_off(self) -> None:
+        """See `holding.Holder`."""
+        logger.info("%s: cut off to make room: it kept the server waiting for longest", self._peer)
         self._scope.cancel()
 
     async def serve(self) -> None:
@@ -458,6 +475,17 @@ class Connection:
         """See `body.Receiver`."""
         self._rest = data
 
+    def hold(self, size: int) -> None:
+        """See `body.Receiver`."""
+        if self._scope.cancel_called:
+            raise ClientGone("cut off while the last bytes were on their way")
+        if not self._registrar.holdings.hold(self, size):
+            raise LimitReached("too many large requests at once")
+
+    def settle(self) -> None:
+        """See `body.Receiver`."""
+        self._registrar.holdings.settle(self)
+
     # ---------------------------------------------------------------- request and response
 
     async def _exchange(self, head: Head) -> bool:
@@ -482,6 +510,8 @@ class Connection:
             except Exception:  # The handler's failure is this request's: the client learns of it, the others do not.
                 logger.exception("%s %s failed", request.method, request.target)
                 response = _INTERNAL_ERROR
+            if isinstance(response.body, bytes) and not self._registrar.holdings.hold(self, len(response.body)):
+                response = _NO_ROOM
             keep = head.keep_alive and not self._registrar.draining
             if not body.exhausted:
                 small = isinstance(body, FixedBody) and body.left <= _SKIP_BYTES and not self._invitation_due
@@ -497,6 +527,7 @@ class Connection:
             status = refused.status
             raise
         finally:
+            self._registrar.holdings.release(self)
             await request.release()
             received, self._accounted = self._received - self._accounted, self._received
             sent, took_s = self._sent - sent_before, time.perf_counter() - began

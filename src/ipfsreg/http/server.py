@@ -22,6 +22,7 @@ from ipfsreg.errors import ConfigError
 from ipfsreg.http.accesslog import AccessLog
 from ipfsreg.http.answers import Answers
 from ipfsreg.http.connection import Connection, Handler, ServerSettings
+from ipfsreg.http.holding import Holdings
 from ipfsreg.http.listen import close_listener, open_listeners, place_of, split_scheme
 from ipfsreg.http.lobby import Lobby, open_lobby
 from ipfsreg.http.request import Request
@@ -72,6 +73,7 @@ class Server:
         """In the order of `idle_since`."""
         self._one_is_idle: trio.Event | None = None
         """To be set at the next one, if somebody waits for that."""
+        self.holdings = Holdings(settings.max_held_bytes)
         self._in_head: dict[Connection, None] = {}
         self._handshaking: dict[Connection, None] = {}
         self._open = 0

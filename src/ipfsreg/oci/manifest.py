@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -35,6 +36,10 @@ MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_NESTING = 32
 """Levels of JSON objects and arrays. A manifest needs five."""
 
+MAX_VALUES = 500_000
+"""Strings, keys, brackets and commas of the JSON. Four mebibytes of descriptors, as short as they can be, have half of
+it; of `[],[],…` they have more, which takes a hundred mebibytes of memory to read."""
+
 MAX_SIZE_BYTES = (1 << 63) - 1
 
 _Json = Mapping[str, object]
@@ -43,6 +48,8 @@ _KNOWN_KEYS = frozenset(
     {"schemaVersion", "mediaType", "artifactType", "config", "layers", "manifests", "blobs", "subject", "annotations"}
     | {"digest", "size", "urls", "data", "platform"}
 )
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+"""Also one that never ends, so that no byte is looked at twice."""
 _KNOWN_LETTERS = {key.lower(): key for key in _KNOWN_KEYS}
 
 
@@ -203,6 +210,8 @@ def _readable(items: object) -> Iterator[Descriptor]:
 
 
 def _load(data: bytes) -> _Json:
+    if _has_too_many_values(data):
+        raise ManifestInvalid(f"the manifest has more than {MAX_VALUES} strings, brackets and commas")
     try:
         document = json.loads(data.decode(), object_pairs_hook=_unambiguous, parse_constant=_refuse_constant)
     except RecursionError:
@@ -213,6 +222,22 @@ def _load(data: bytes) -> _Json:
         raise ManifestInvalid("the manifest is not a JSON object")
     _check_nesting(document)
     return document
+
+
+def _has_too_many_values(data: bytes) -> bool:
+    """Told without building any of them; of what is no JSON it may say either."""
+    brackets_and_commas = data.count(b",") + data.count(b"[") + data.count(b"{")
+    if brackets_and_commas + data.count(b'"') // 2 <= MAX_VALUES:
+        return False
+    found = position = 0
+    for string in _STRING.finditer(data):
+        between = data[position : string.start()]
+        found += 1 + between.count(b",") + between.count(b"[") + between.count(b"{")
+        position = string.end()
+        if found > MAX_VALUES:
+            return True
+    rest = data[position:]
+    return found + rest.count(b",") + rest.count(b"[") + rest.count(b"{") > MAX_VALUES
 
 
 def _unambiguous(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -37,13 +37,16 @@ PARSED_INLINE_BYTES = 64 * 1024
 
 FETCHED_AT_ONCE = 8
 
+_PARSING = trio.CapacityLimiter(2)
+"""Of large ones. Each may take 60 MiB for a moment, and more at a time would only be slower, all in one interpreter."""
+
 
 async def parse_pushed(data: bytes, media_type: str | None) -> Manifest:
     """`parse_manifest`, without holding up everybody else. Raises ManifestInvalid."""
     if len(data) <= PARSED_INLINE_BYTES:
         return parse_manifest(data, media_type)
-    # Four hostile mebibytes take most of a second.
-    return await trio.to_thread.run_sync(parse_manifest, data, media_type)
+    # Four hostile mebibytes take half a second.
+    return await trio.to_thread.run_sync(parse_manifest, data, media_type, limiter=_PARSING)
 
 
 async def load_manifest(local: LocalBlobs, digest: Digest, media_type: str) -> Manifest | None:

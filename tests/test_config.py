@@ -141,6 +141,7 @@ def test_every_key_can_come_from_the_environment(tmp_path: Path) -> None:
     values = {
         "log_level": "error",
         "untagged": "delete",
+        "evict": "nothing",
         "bootstrappers": f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}",
         "announce_addrs": "/ip4/1.1.1.1/tcp/1",
         "format": "json",

@@ -127,6 +127,12 @@ class StoreConfig(_Section, frozen=True):
     """Bytes that are kept free on the disk, of a small one a twentieth at most."""
     max_bytes: int = 0
     """Bytes of all blobs; 0: what the disk holds."""
+    evict: typing.Literal["pulled", "nothing"] = "pulled"
+    """What may go when there is no room: what was only pulled through this node, as far as others have it."""
+    evict_copies: int = 1
+    """How many other nodes must have it."""
+    keep: tuple[str, ...] = ()
+    """Patterns of repositories whose blobs stay."""
     max_uploads: int = 10_000
     """Uploads that may be unfinished at a time; 0: any number."""
     max_upload_bytes: int = 0

@@ -58,6 +58,9 @@ def check(config: Config) -> None:
     for key in ("reserve_bytes", "max_bytes", "max_uploads", "max_upload_bytes"):
         if not 0 <= getattr(config.store, key) < 1 << 60:
             raise ConfigError(f"store.{key}", getattr(config.store, key), "a whole number from 0 on")
+    if not 1 <= config.store.evict_copies <= 16:
+        right = "how many other nodes must have a blob, from 1 to 16"
+        raise ConfigError("store.evict_copies", config.store.evict_copies, right)
     if not 60 <= config.store.upload_expiry_s <= 31_536_000:
         raise ConfigError("store.upload_expiry_s", config.store.upload_expiry_s, "seconds from 60 to 31536000, a year")
     limit = config.fetch.upload_bytes_per_s

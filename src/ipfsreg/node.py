@@ -35,7 +35,7 @@ from ipfsreg.database import Database, open_database
 from ipfsreg.datastore import admin_socket_of, alone_on, identity_of, psk_of
 from ipfsreg.dht.service import open_dht
 from ipfsreg.dht.settings import DhtSettings
-from ipfsreg.errors import ConfigError, MalformedData, NetworkError, StoreDamaged
+from ipfsreg.errors import ConfigError, MalformedData, NetworkError, StoreDamaged, StoreError
 from ipfsreg.http.accesslog import AccessLog, open_access_log
 from ipfsreg.http.admin import make_admin
 from ipfsreg.http.app import make_app
@@ -59,6 +59,7 @@ from ipfsreg.p2p.redial import Redial, open_redial
 from ipfsreg.peer_id import PeerId
 from ipfsreg.pubsub.service import JoinedTopic, open_pubsub
 from ipfsreg.registry.catalog import ROOT
+from ipfsreg.registry.evicting import EvictionSettings
 from ipfsreg.registry.gc import GcSettings, Item, Report
 from ipfsreg.registry.history import Move, format_time
 from ipfsreg.registry.quota import Quota
@@ -145,7 +146,24 @@ class Node:
             "bitswap": self.bitswap.status(),
             "blobs": sum(count for count, _ in blobs),
             "bytes": sum(size for _, size in blobs),
+            "room": self._room(),
             "damage": self.database.damage and str(self.database.damage),
+        }
+
+    def _room(self) -> dict[str, Any] | None:
+        try:
+            usage, done = self.blobs.usage(), self.registry.evictor.done
+        except StoreError:
+            return None  # `damage` says why
+        return {
+            "limit": usage.limit,
+            "used": usage.used,
+            "pulled": usage.pulled,
+            "evicted_blobs": done.blobs,
+            "evicted_bytes": done.bytes,
+            "dropped_arrivals": done.partials,
+            "spared": done.spared,
+            "refused": done.refused,
         }
 
     async def epoch(self) -> dict[str, Any]:
@@ -360,10 +378,15 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
                         blob_grace_s=config.gc.blob_grace_s,
                         untagged=config.gc.untagged,
                     ),
+                    eviction=EvictionSettings(
+                        evict=config.store.evict, copies=config.store.evict_copies, keep=config.store.keep
+                    ),
                     immutable_tags=config.registry.immutable_tags,
                     wait_heads_s=config.registry.wait_heads_s,
                 ),
                 has_caught_up=replica.has_caught_up,
+                network=host,
+                trusted_peers=replica_settings.trusted_peers,
             )
         )
         parts.registry = registry

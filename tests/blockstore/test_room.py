@@ -47,7 +47,7 @@ def test_the_reserve_is_never_promised(make: Make) -> None:
     with pytest.raises(StoreFull, match="are kept so"):
         room.check_upload("a", 910 * MIB + 1)
     with pytest.raises(StoreFull):
-        room.check_arrival(910 * MIB + 1)
+        room.promise_arrival("x", 910 * MIB + 1, is_counted=False)
 
 
 def test_of_a_small_disk_a_part_is_kept(make: Make) -> None:
@@ -65,7 +65,7 @@ def test_what_one_body_will_bring_is_not_promised_to_another(make: Make) -> None
         room.promise("b", 500 * MIB)
     room.promise("b", 400 * MIB)
     with pytest.raises(StoreFull):
-        room.check_arrival(1)
+        room.promise_arrival("x", 1, is_counted=False)
     # What has come is on the disk, and what is still to come is less.
     room.took("a", 100 * MIB, 100 * MIB)
     disk.free -= 100 * MIB

@@ -15,6 +15,7 @@ from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.database import open_database
 from ipfsreg.ipld.builder import build
 from ipfsreg.oci.digest import Digest
+from ipfsreg.registry.holds import Holds
 from ipfsreg.registry.interface import BlobContent
 from ipfsreg.registry.local import SMALL_BYTES, LocalBlobs
 from ipfsreg.testing.content import pattern
@@ -52,7 +53,7 @@ async def here(tmp_path: Path) -> AsyncIterator[Here]:
         open_blobstore(tmp_path, database) as (_, blobs),
         trio.open_nursery() as nursery,
     ):
-        yield Here(LocalBlobs(nursery, blobs), blobs, tmp_path)
+        yield Here(LocalBlobs(nursery, blobs, Holds()), blobs, tmp_path)
         nursery.cancel_scope.cancel()
 
 

@@ -36,7 +36,7 @@ async def refused(site: Site, size: int) -> None:
     session = await site.registry.start_upload(APP)
     try:
         with pytest.raises(QuotaExceeded, match=r"team/\* may hold 5000 bytes"):
-            session.expect(size)
+            await session.expect(size)
         assert session.offset == 0
     finally:
         site.registry.release_upload(session)
@@ -51,7 +51,7 @@ async def test_what_does_not_fit_is_refused_before_it_comes(alice: Site) -> None
 
 async def test_what_does_not_say_its_length_is_taken_until_it_does_not_fit(alice: Site) -> None:
     session = await alice.registry.start_upload(APP)
-    session.expect(None)
+    await session.expect(None)
     await session.write(LAYER)
     with pytest.raises(QuotaExceeded):
         await session.write(LAYER)
@@ -63,12 +63,12 @@ async def test_what_does_not_say_its_length_is_taken_until_it_does_not_fit(alice
 async def test_uploads_at_the_same_time_count_together(alice: Site) -> None:
     one = await alice.registry.start_upload(APP)
     other = await alice.registry.start_upload(OTHER)
-    one.expect(3000)
+    await one.expect(3000)
     with pytest.raises(QuotaExceeded):
-        other.expect(3000)
+        await other.expect(3000)
     await one.cancel()
     alice.registry.release_upload(one)
-    other.expect(3000)
+    await other.expect(3000)
     alice.registry.release_upload(other)
 
 

@@ -6,7 +6,8 @@ What is promised after a crash: `shelf`. Pushes: `uploads`. Fetches: `partial`. 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,8 @@ from pathlib import Path
 import trio
 
 from ipfsreg.blockstore.disk import named, naming_errors, read_at
-from ipfsreg.blockstore.index import INLINE, INLINE_BYTES, BlobRow, Census
-from ipfsreg.blockstore.interface import BlobFile, BlobInfo
+from ipfsreg.blockstore.index import INLINE, INLINE_BYTES, BlobRow, Census, is_kept_in
+from ipfsreg.blockstore.interface import BlobFile, BlobInfo, Pulled, Usage
 from ipfsreg.blockstore.partial import DiskPartial, PartialBook
 from ipfsreg.blockstore.shelf import Shelf
 from ipfsreg.blockstore.uploads import DiskUpload, UploadBook, leaves_of
@@ -98,6 +99,44 @@ class DiskBlobStore:
     async def collect(self, digest: Digest, is_needed: Callable[[sqlite3.Connection | None], bool]) -> bool:
         return await self._shelf.remove(digest, is_needed)
 
+    # ------------------------------------------------------- making room
+
+    async def keep(self, digests: Sequence[Digest]) -> None:
+        loose = [digest for digest in digests if not self._shelf.index.is_kept(digest)]
+        if loose:
+            await self._shelf.index.keep(loose)
+
+    def used(self, digest: Digest) -> None:
+        self._shelf.used(digest)
+
+    async def note_uses(self) -> None:
+        await self._shelf.note_uses()
+
+    async def spare(self, digests: Sequence[Digest]) -> None:
+        now = time.time_ns() // 1_000_000
+        await self._shelf.index.used([(digest, now) for digest in digests])
+
+    def least_used(self, after: tuple[int, int], limit: int) -> list[Pulled]:
+        return self._shelf.index.least_used(after, limit)
+
+    async def evict(self, digest: Digest, is_needed: Callable[[sqlite3.Connection | None], bool]) -> bool:
+        def must_stay(db: sqlite3.Connection | None) -> bool:
+            return db is None or is_kept_in(db, digest) or is_needed(db)
+
+        return await self._shelf.remove(digest, must_stay)
+
+    async def drop_idle_partial(self, digest: Digest) -> bool:
+        return await self._partials.drop_idle(digest)
+
+    def shortage(self, more: int) -> int:
+        return self._shelf.room.shortage(more)
+
+    def usage(self) -> Usage:
+        _, pulled = self._shelf.index.totals()
+        return Usage(self._shelf.room.max_bytes, self._shelf.room.used, pulled)
+
+    # ------------------------------------------------------------ checking
+
     async def verify(self, digest: Digest) -> None:
         row = self._row(digest)
         if not await self._is_good(row):
@@ -124,7 +163,7 @@ class DiskBlobStore:
             return False
         layout = follower.hasher.layout()
         if layout.root == info.root:
-            await self._shelf.index.publish(info, row.state, leaves_of(layout), layout.inner)
+            await self._shelf.index.publish(info, row.state, leaves_of(layout), layout.inner, keep=False)
         return True
 
     def blobs(self) -> Iterator[BlobInfo]:

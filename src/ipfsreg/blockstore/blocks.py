@@ -106,6 +106,7 @@ class DiskBlockstore:
             else:
                 if stamp != trusted:
                     checked.add(key, stamp)
+                self._shelf.used(place.digest)
                 return block
         if damaged is not None:
             raise damaged

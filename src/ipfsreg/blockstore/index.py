@@ -9,6 +9,10 @@
 State of a blob: ARRIVING (a file in `arriving/` with some of the bytes, or none), FILE (whole, in `blobs/`), INLINE
 (whole, at most `INLINE_BYTES`; its bytes are the small block its root names).
 
+A blob is `kept` for good, or it came from peers and may go when its room is needed; `used` says when it was last asked
+for, in milliseconds since 1970. `blob_totals` has the bytes of all blobs and of those that may go, arriving ones with
+what they will have; triggers keep it in step, in whatever transaction a row changes.
+
 Reads answer at once from what is committed. The functions that change something are bodies of transactions, to be
 passed to `Database.write`.
 """
@@ -16,11 +20,12 @@ passed to `Database.write`.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ipfsreg.blockstore.interface import BlobInfo
+from ipfsreg.blockstore.interface import BlobInfo, Pulled
 from ipfsreg.blockstore.outline import Leaf
 from ipfsreg.database import Database
 from ipfsreg.ipld.block import Block
@@ -63,6 +68,25 @@ _STEPS = (
         PRIMARY KEY (hash, blob)
     ) WITHOUT ROWID;
     CREATE INDEX blob_blocks_by_blob ON blob_blocks (blob);
+    """,
+    # How the blobs of before came here is not known. In doubt they are kept.
+    """
+    ALTER TABLE blobs ADD COLUMN kept INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE blobs ADD COLUMN used INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX blobs_by_use ON blobs (used) WHERE kept = 0;
+    CREATE TABLE blob_totals (bytes INTEGER NOT NULL, pulled INTEGER NOT NULL);
+    INSERT INTO blob_totals SELECT coalesce(sum(size), 0), 0 FROM blobs;
+    CREATE TRIGGER blob_totals_insert AFTER INSERT ON blobs BEGIN
+        UPDATE blob_totals SET bytes = bytes + NEW.size, pulled = pulled + NEW.size * (1 - NEW.kept);
+    END;
+    CREATE TRIGGER blob_totals_update AFTER UPDATE OF size, kept ON blobs BEGIN
+        UPDATE blob_totals SET
+            bytes = bytes + NEW.size - OLD.size,
+            pulled = pulled + NEW.size * (1 - NEW.kept) - OLD.size * (1 - OLD.kept);
+    END;
+    CREATE TRIGGER blob_totals_delete AFTER DELETE ON blobs BEGIN
+        UPDATE blob_totals SET bytes = bytes - OLD.size, pulled = pulled - OLD.size * (1 - OLD.kept);
+    END
     """,
 )
 
@@ -153,10 +177,27 @@ class Index:
                 return
             last = rows[-1][0]
 
-    async def whole_bytes(self) -> int:
-        """Bytes of all whole blobs. Reads every row, in the writer's thread."""
-        sql = "SELECT total(size) FROM blobs WHERE state > 0"
-        return await self._database.write(lambda db: int(db.execute(sql).fetchone()[0]))
+    def totals(self) -> tuple[int, int]:
+        """Bytes of all blobs, and of those among them that are not kept. Of arriving ones those they will have."""
+        total, pulled = self._database.read("SELECT bytes, pulled FROM blob_totals").fetchone()
+        return total, pulled
+
+    def is_kept(self, digest: Digest) -> bool:
+        """Whether the blob is to stay for good."""
+        row = self._database.read("SELECT kept FROM blobs WHERE digest = ?", (str(digest),)).fetchone()
+        return row is not None and bool(row[0])
+
+    def least_used(self, after: tuple[int, int], limit: int) -> list[Pulled]:
+        """Up to *limit* blobs that are not kept, the least recently used first, those behind the place *after*."""
+        rows = self._database.read(
+            "SELECT id, used, digest, size, root, state FROM blobs INDEXED BY blobs_by_use "
+            "WHERE kept = 0 AND (used, id) > (?, ?) ORDER BY used, id LIMIT ?",
+            (*after, limit),
+        )
+        return [
+            Pulled(BlobInfo(Digest.parse(digest), size, Cid.decode(root)), state != ARRIVING, (used, number))
+            for number, used, digest, size, root, state in rows
+        ]
 
     def small_size(self, multihash: bytes) -> int | None:
         """Length of a small block."""
@@ -215,13 +256,31 @@ class Index:
         await self._database.write(drop)
 
     async def publish(
-        self, info: BlobInfo, state: int, leaves: Sequence[tuple[bytes, Leaf]], blocks: Sequence[Block]
+        self,
+        info: BlobInfo,
+        state: int,
+        leaves: Sequence[tuple[bytes, Leaf]],
+        blocks: Sequence[Block],
+        *,
+        keep: bool = True,
     ) -> BlobInfo:
         """Record a whole blob, with its *leaves* and the small *blocks* of its DAG.
 
-        The first root it was known under stays its root; leaves and nodes of later ones are served beside.
+        The first root it was known under stays its root; leaves and nodes of later ones are served beside. Without
+        *keep* it is kept only if it was so before.
         """
-        return await self._database.write(partial(_publish, info, state, leaves, blocks))
+        return await self._database.write(partial(_publish, info, state, leaves, blocks, keep))
+
+    async def keep(self, digests: Sequence[Digest]) -> None:
+        """Let the blobs among *digests* that are here stay for good."""
+        rows = [(str(digest),) for digest in digests]
+        await self._database.write(lambda db: _many(db, "UPDATE blobs SET kept = 1 WHERE digest = ?", rows))
+
+    async def used(self, when: Sequence[tuple[Digest, int]]) -> None:
+        """Note when blobs were last asked for."""
+        rows = [(milliseconds, str(digest)) for digest, milliseconds in when]
+        sql = "UPDATE blobs SET used = ? WHERE digest = ? AND kept = 0"
+        await self._database.write(lambda db: _many(db, sql, rows))
 
     async def begin(self, info: BlobInfo) -> BlobRow:
         """Record that a blob is arriving. One that is whole stays so; an arrival by another root is forgotten."""
@@ -232,7 +291,7 @@ class Index:
                 _forget(db, row.id)
                 row = None
             if row is None:
-                row = BlobRow(_insert(db, info, ARRIVING), info, ARRIVING)
+                row = BlobRow(_insert(db, info, ARRIVING, kept=False), info, ARRIVING)
             return row
 
         return await self._database.write(begin)
@@ -277,21 +336,37 @@ def _find(db: sqlite3.Connection, digest: Digest) -> BlobRow | None:
     return None if row is None else BlobRow(row[0], BlobInfo(digest, row[1], Cid.decode(row[2])), row[3])
 
 
-def _insert(db: sqlite3.Connection, info: BlobInfo, state: int) -> int:
+def _many(db: sqlite3.Connection, sql: str, rows: Iterable[Sequence[object]]) -> None:
+    db.executemany(sql, rows)
+
+
+def is_kept_in(db: sqlite3.Connection, digest: Digest) -> bool:
+    """Whether the blob is to stay for good, as the transaction *db* is in sees it."""
+    return db.execute("SELECT 1 FROM blobs WHERE digest = ? AND kept = 1", (str(digest),)).fetchone() is not None
+
+
+def _insert(db: sqlite3.Connection, info: BlobInfo, state: int, *, kept: bool) -> int:
     row = db.execute(
-        "INSERT INTO blobs (digest, size, root, state) VALUES (?, ?, ?, ?)",
-        (str(info.digest), info.size, bytes(info.root), state),
+        "INSERT INTO blobs (digest, size, root, state, kept, used) VALUES (?, ?, ?, ?, ?, ?)",
+        (str(info.digest), info.size, bytes(info.root), state, kept, time.time_ns() // 1_000_000),
     ).lastrowid
     assert row is not None
     return row
 
 
 def _publish(
-    info: BlobInfo, state: int, leaves: Sequence[tuple[bytes, Leaf]], blocks: Sequence[Block], db: sqlite3.Connection
+    info: BlobInfo,
+    state: int,
+    leaves: Sequence[tuple[bytes, Leaf]],
+    blocks: Sequence[Block],
+    keep: bool,
+    db: sqlite3.Connection,
 ) -> BlobInfo:
     row = _find(db, info.digest)
+    if row is not None and keep:
+        db.execute("UPDATE blobs SET kept = 1 WHERE id = ? AND kept = 0", (row.id,))
     if row is None:
-        row = BlobRow(_insert(db, info, state), info, state)
+        row = BlobRow(_insert(db, info, state, kept=keep), info, state)
     elif row.is_whole and row.info.size == info.size:
         db.execute("UPDATE blobs SET state = ? WHERE id = ?", (state, row.id))
         info = row.info

@@ -82,6 +82,28 @@ class BlobInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Pulled:
+    """A blob that came from peers and that nothing here has been promised by: it may go when its room is needed."""
+
+    info: BlobInfo
+    is_whole: bool
+    place: tuple[int, int]
+    """Where it stands among the others, the least recently used first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How full a store is. In bytes; of blobs that are arriving those they will have."""
+
+    limit: int
+    """0: what the disk holds."""
+    used: int
+    """By blobs and uploads, and promised."""
+    pulled: int
+    """By blobs that may go, as far as others have them."""
+
+
+@dataclass(frozen=True, slots=True)
 class BlobFile:
     """A whole blob's file, for sendfile and range reads. Stays readable while open, also if the blob is deleted."""
 
@@ -265,6 +287,35 @@ class BlobStore(Protocol):
         *is_needed* decides in the transaction that deletes: nothing that is written to the database can come in
         between. It is given that transaction (None: this store has no database), and runs in the writer's thread.
         """
+
+    # What came from peers is not kept: it may go when room is needed (`registry.evicting`). What was pushed is.
+
+    async def keep(self, digests: Sequence[Digest]) -> None:
+        """Let those of *digests* that are here stay for good, as what is pushed does; durable on return."""
+
+    def used(self, digest: Digest) -> None:
+        """The blob was asked for. Written down a while later."""
+
+    async def note_uses(self) -> None:
+        """Write down what `used` was told. Raises StoreError."""
+
+    async def spare(self, digests: Sequence[Digest]) -> None:
+        """Let blobs that cannot go now stand behind all others that may."""
+
+    def least_used(self, after: tuple[int, int], limit: int) -> list[Pulled]:
+        """Up to *limit* blobs that are not kept, the least recently used first, those behind the place *after*."""
+
+    async def evict(self, digest: Digest, is_needed: Callable[[sqlite3.Connection | None], bool]) -> bool:
+        """`collect`, for a blob that is not kept; False where it is."""
+
+    async def drop_idle_partial(self, digest: Digest) -> bool:
+        """Throw away what has arrived of a blob, unless it is kept or somebody fetches it; return whether it went."""
+
+    def shortage(self, more: int) -> int:
+        """How many bytes would have to go for *more* to fit."""
+
+    def usage(self) -> Usage:
+        """How full the store is."""
 
     async def verify(self, digest: Digest) -> None:
         """Hash the blob's file again.

@@ -14,12 +14,14 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import count
+from operator import itemgetter
 from pathlib import Path
 
 import trio
 
 from ipfsreg.blockstore.arrivals import ArrivalFeed
-from ipfsreg.blockstore.interface import BlobFile, BlobInfo
+from ipfsreg.blockstore.interface import BlobFile, BlobInfo, Pulled, Usage
 from ipfsreg.blockstore.outline import Outline
 from ipfsreg.blockstore.waiting import RangeWaiters
 from ipfsreg.errors import (
@@ -262,6 +264,9 @@ class MemoryBlobStore:
         self._blobs: dict[Digest, tuple[BlobInfo, bytes]] = {}
         self._uploads: dict[str, MemoryUpload] = {}
         self._partials: dict[Digest, MemoryPartial] = {}
+        self._uses: dict[Digest, int] = {}
+        """Of blobs that are not kept: when they were last asked for, as a count."""
+        self._count = count(1)
         self._directory: Path | None = None
 
     def stat(self, digest: Digest) -> BlobInfo | None:
@@ -319,6 +324,7 @@ class MemoryBlobStore:
     def _publish(self, data: bytes, digest: Digest) -> BlobInfo:
         if Digest.of(data, digest.algorithm) != digest:
             raise DigestMismatch(f"{len(data)} bytes do not hash to {digest}")
+        self._uses.pop(digest, None)
         if digest not in self._blobs:
             layout = build(data)
             self._blobs[digest] = (BlobInfo(digest, len(data), layout.root), data)
@@ -340,6 +346,8 @@ class MemoryBlobStore:
             except MalformedData as error:
                 raise DigestMismatch(f"root {root} does not lead to {digest}: {error}") from None
             self._partials[digest] = partial
+            if digest not in self._blobs:
+                self._uses[digest] = next(self._count)
             partial.place_known()
         partial.take_up()
         return partial
@@ -365,12 +373,14 @@ class MemoryBlobStore:
         if self._partials.get(partial.digest) is partial:
             del self._partials[partial.digest]
             if partial.digest not in self._blobs:
+                self._uses.pop(partial.digest, None)
                 self._blocks.let_go(str(partial.digest))
 
     async def delete(self, digest: Digest) -> None:
         await trio.lowlevel.checkpoint()
         self._entry(digest)
         del self._blobs[digest]
+        self._uses.pop(digest, None)
         self._blocks.let_go(str(digest))
         if self._directory is not None:
             (self._directory / f"{digest.algorithm}-{digest.hex}").unlink(missing_ok=True)
@@ -381,6 +391,54 @@ class MemoryBlobStore:
             return False
         await self.delete(digest)
         return True
+
+    async def keep(self, digests: Sequence[Digest]) -> None:
+        await trio.lowlevel.checkpoint()
+        for digest in digests:
+            self._uses.pop(digest, None)
+
+    def used(self, digest: Digest) -> None:
+        self._use(digest)
+
+    async def note_uses(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def spare(self, digests: Sequence[Digest]) -> None:
+        await trio.lowlevel.checkpoint()
+        for digest in digests:
+            self._use(digest)
+
+    def _use(self, digest: Digest) -> None:
+        if digest in self._uses:
+            self._uses[digest] = next(self._count)
+
+    def least_used(self, after: tuple[int, int], limit: int) -> list[Pulled]:
+        found = []
+        for digest, use in sorted(self._uses.items(), key=itemgetter(1)):
+            if (use, 0) > after and digest in self._blobs:
+                found.append(Pulled(self._blobs[digest][0], True, (use, 0)))
+            elif (use, 0) > after:
+                partial = self._partials[digest]
+                found.append(Pulled(BlobInfo(digest, partial.size, partial.root), False, (use, 0)))
+        return found[:limit]
+
+    async def evict(self, digest: Digest, is_needed: Callable[[sqlite3.Connection | None], bool]) -> bool:
+        return digest in self._uses and await self.collect(digest, is_needed)
+
+    async def drop_idle_partial(self, digest: Digest) -> bool:
+        partial = self._partials.get(digest)
+        if partial is None or not partial.is_abandoned or digest not in self._uses:
+            return False
+        await self.drop_partial(digest)
+        return True
+
+    def shortage(self, more: int) -> int:
+        return 0
+
+    def usage(self) -> Usage:
+        sizes = {info.digest: info.size for info, _ in self._blobs.values()}
+        sizes |= {digest: partial.size for digest, partial in self._partials.items()}
+        return Usage(0, sum(sizes.values()), sum(sizes[digest] for digest in self._uses))
 
     async def verify(self, digest: Digest) -> None:
         await trio.lowlevel.checkpoint()

@@ -15,7 +15,8 @@ import os
 import time
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 from typing import Protocol
@@ -296,12 +297,12 @@ class DiskPartial:
                 raise await self._throw_away(DigestMismatch(f"what root {self.root} leads to is not {self.digest}"))
             if self.size <= INLINE_BYTES and self.root.codec == RAW:
                 data = await self.read(0, self.size)
-                self._published = await self._shelf.publish_inline(self.info, Block.verified(self.root, data))
+                content = Block.verified(self.root, data)
+                self._published = await self._shelf.publish_inline(self.info, content, keep=False)
                 await self._shelf.remove_file(self.path)
             else:
-                self._published = await self._shelf.publish_file(
-                    self.path, self.info, list(self._outline.leaves.items()), list(self._outline.nodes.values())
-                )
+                leaves, nodes = list(self._outline.leaves.items()), list(self._outline.nodes.values())
+                self._published = await self._shelf.publish_file(self.path, self.info, leaves, nodes, keep=False)
             self._owner.is_over(self)
             return self._published
 
@@ -424,23 +425,33 @@ class PartialBook:
         row = self._shelf.index.blob(info.digest)
         if row is not None and not row.is_whole and row.info != info:
             await discard(self._shelf, info.digest)
-        self._check_room(partial)
-        try:
-            await partial.prepare()
-        except MalformedData as error:
-            # Nodes from an earlier run that do not fit; nothing of it is worth keeping.
-            await discard(self._shelf, info.digest)
-            raise DigestMismatch(f"root {info.root} does not lead to {info.digest}: {error}") from None
-        self._open[info.digest] = partial
+        with self._room_for(partial):
+            try:
+                await partial.prepare()
+            except MalformedData as error:
+                # Nodes from an earlier run that do not fit; nothing of it is worth keeping.
+                await discard(self._shelf, info.digest)
+                raise DigestMismatch(f"root {info.root} does not lead to {info.digest}: {error}") from None
+            self._open[info.digest] = partial
         return partial
 
-    def _check_room(self, partial: DiskPartial) -> None:
-        """Refuse what will not fit beside all that is arriving already, before anything is fetched."""
+    @contextmanager
+    def _room_for(self, partial: DiskPartial) -> Iterator[None]:
+        """Refuse what will not fit beside all that is arriving already, before anything is fetched. Raises StoreFull.
+
+        Inside the block nobody else is promised its room; after it the blob has a row, and counts with that.
+        """
+        room, key = self._shelf.room, f"arrival {partial.digest}"
         try:
             held = partial.path.stat().st_blocks * 512
         except OSError:
             held = 0
-        self._shelf.room.check_arrival(partial.size - held)
+        is_counted = self._shelf.index.blob(partial.digest) is not None
+        room.promise_arrival(key, partial.size - held, is_counted=is_counted)
+        try:
+            yield
+        finally:
+            room.forget(key)
 
     def is_over(self, partial: DiskPartial) -> None:
         """It is published or thrown away."""
@@ -454,6 +465,17 @@ class PartialBook:
             await partial.drop()
         else:
             await discard(self._shelf, digest)
+
+    async def drop_idle(self, digest: Digest) -> bool:
+        """Throw away what has arrived of a blob, unless it is kept or somebody works on it; return whether it went."""
+        async with self._turns.alone(digest):
+            partial = self._open.get(digest)
+            row = self._shelf.index.blob(digest)
+            is_idle = partial is None or partial.is_abandoned
+            if row is None or row.is_whole or not is_idle or self._shelf.index.is_kept(digest):
+                return False
+            await self.drop(digest)
+            return True
 
     async def expire(self, older_than_s: float) -> int:
         """Throw away those nobody works on and nothing has come for in *older_than_s* seconds; return how many."""

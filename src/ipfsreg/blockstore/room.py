@@ -15,15 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import trio
-
 from ipfsreg.blockstore.disk import Disk, naming_errors
 from ipfsreg.errors import StoreFull, TooManyRequests
 
 RESERVED_PART = 20
 """Of a small disk at most this part is kept free."""
-
-COUNT_AGAIN_S = 10.0
 
 FINISH_FIRST_S = 60.0
 """When a client is to come again where too much is unfinished."""
@@ -55,10 +51,13 @@ class Room:
         self._promises: dict[str, int] = {}
         self._promised = 0
         """The sum of these."""
-        self._whole = 0
-        self._counted_at = float("-inf")
+        self._uncounted = 0
+        """Of the promises, those for blobs that count as stored already."""
+        self._counted: dict[str, int] = {}
         self.arriving: Callable[[], int] = lambda: 0
         """Bytes still to come of blobs that are arriving."""
+        self.stored: Callable[[], int] = lambda: 0
+        """Bytes of all blobs, of arriving ones those they will have."""
 
     def load(self) -> None:
         """Count the uploads of earlier runs. Blocks. Raises StoreError."""
@@ -94,25 +93,51 @@ class Room:
             )
         self._check(more, self._promised_beside(key), "of the upload")
 
-    def check_arrival(self, more: int) -> None:
-        """Whether *more* bytes of a blob fit that is to be fetched. Raises StoreFull."""
-        self._check(more, self._promised, "that are to be fetched")
+    def promise_arrival(self, key: str, more: int, *, is_counted: bool) -> None:
+        """*more* bytes of a blob are to be fetched, until `forget`. *is_counted*: all of it counts as stored already.
 
-    def _check(self, more: int, promised: int, what: str) -> None:
-        promised += self.arriving()
+        Raises StoreFull.
+        """
+        self._check(more, self._promised, "that are to be fetched", is_counted=is_counted)
+        self._set_promise(key, more)
+        if is_counted:
+            self._counted[key] = more
+            self._uncounted += more
+
+    def _check(self, more: int, promised: int, what: str, *, is_counted: bool = False) -> None:
+        to_come = promised + self.arriving()
         free, total = self._disk.space()
         kept = self.kept_free(total)
-        if more + promised + kept > free:
+        if more + to_come + kept > free:
             raise StoreFull(
                 f"no room left on the disk of the store for {more} bytes {what}: {free} are free, {kept} are kept so "
-                f"(store.reserve_bytes), and {promised} are promised to others"
+                f"(store.reserve_bytes), and {to_come} are promised to others"
             )
-        used = self._whole + self._unfinished + promised
-        if self._limits.max_bytes and used + more > self._limits.max_bytes:
-            raise StoreFull(
-                f"no room left in the store for {more} bytes {what}: {used} of {self._limits.max_bytes} are in use or "
-                "promised (store.max_bytes)"
-            )
+        if self._limits.max_bytes and not is_counted:
+            used = self.stored() + self._unfinished + promised - self._uncounted
+            if used + more > self._limits.max_bytes:
+                raise StoreFull(
+                    f"no room left in the store for {more} bytes {what}: {used} of {self._limits.max_bytes} are in use "
+                    "or promised (store.max_bytes)"
+                )
+
+    def shortage(self, more: int) -> int:
+        """How many bytes would have to go for *more* to fit; 0: it fits. Raises StoreError."""
+        free, total = self._disk.space()
+        short = more + self._promised + self.arriving() + self.kept_free(total) - free
+        if self._limits.max_bytes:
+            short = max(short, self.used + more - self._limits.max_bytes)
+        return max(0, short)
+
+    @property
+    def max_bytes(self) -> int:
+        """Of all blobs and uploads; 0: no limit."""
+        return self._limits.max_bytes
+
+    @property
+    def used(self) -> int:
+        """Of these: what is stored, unfinished and promised."""
+        return self.stored() + self._unfinished + self._promised - self._uncounted
 
     def _promised_beside(self, key: str) -> int:
         return self._promised - self._promises.get(key, 0)
@@ -141,23 +166,11 @@ class Room:
         self._uploads[key] = offset
         self._set_promise(key, max(0, self._promises.get(key, 0) - size))
 
-    def published(self, size: int) -> None:
-        """A blob has become whole."""
-        self._whole += size
-
     def forget(self, key: str) -> None:
-        """The upload is over."""
+        """The upload is over, or the arrival has begun."""
         self._unfinished -= self._uploads.pop(key, 0)
+        self._uncounted -= self._counted.pop(key, 0)
         self._set_promise(key, 0)
-
-    def is_due(self) -> bool:
-        """Whether whole blobs have to be counted again, because there is a limit for them."""
-        return bool(self._limits.max_bytes) and trio.current_time() > self._counted_at + COUNT_AGAIN_S
-
-    def counted(self, whole: int) -> None:
-        """Whole blobs have so many bytes now."""
-        self._whole = whole
-        self._counted_at = trio.current_time()
 
 
 def _sizes(directory: Path) -> list[tuple[str, int]]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -39,6 +40,9 @@ from ipfsreg.ipld.block import Block
 from ipfsreg.oci.digest import Digest
 
 logger = logging.getLogger(__name__)
+
+NOTED_AT_ONCE = 500
+"""Uses of blobs written down in one transaction."""
 
 STRAY_FILES = 64
 """A crash leaves few files of pushes under way. Where more are unknown, the database is missing something."""
@@ -61,6 +65,8 @@ class Shelf:
         """Uploads that are published, and whose files are still to be removed."""
         self._placing: set[Digest] = set()
         self._materialized: set[Digest] = set()
+        self._used: dict[Digest, int] = {}
+        room.stored = lambda: index.totals()[0]
 
     def spawn(self, task: Callable[[], Awaitable[None]]) -> None:
         """Run *task* beside everything else; it is cancelled when the store closes. What fails in it is logged."""
@@ -82,9 +88,17 @@ class Shelf:
     # ---------------------------------------------------------- publishing
 
     async def publish_file(
-        self, source: Path, info: BlobInfo, leaves: Sequence[tuple[bytes, Leaf]], nodes: Sequence[Block]
+        self,
+        source: Path,
+        info: BlobInfo,
+        leaves: Sequence[tuple[bytes, Leaf]],
+        nodes: Sequence[Block],
+        *,
+        keep: bool = True,
     ) -> BlobInfo:
         """Make the bytes of *source*, already checked, the blob; on return it survives a power cut.
+
+        Without *keep* it may go again when room is needed.
 
         Raises:
             StoreFull, StoreError: *source* is where it was, and nothing is published.
@@ -99,7 +113,7 @@ class Shelf:
                     self._materialized.discard(info.digest)
                     self.checked.add(info.digest, stamp)
                     try:
-                        info = await self.index.publish(info, FILE, leaves, nodes)
+                        info = await self.index.publish(info, FILE, leaves, nodes, keep=keep)
                     except StoreError:
                         await self._take_back(source, info.digest)
                         raise
@@ -115,11 +129,11 @@ class Shelf:
             with naming_errors():
                 await trio.to_thread.run_sync(os.rename, self.disk.blob_path(digest), source)
 
-    async def publish_inline(self, info: BlobInfo, content: Block) -> BlobInfo:
+    async def publish_inline(self, info: BlobInfo, content: Block, *, keep: bool = True) -> BlobInfo:
         """Make *content*, the only leaf and already checked, the blob; on return it survives a power cut."""
         async with self.alone(info.digest):
             with trio.CancelScope(shield=True):
-                info = await self.index.publish(info, INLINE, [], [content])
+                info = await self.index.publish(info, INLINE, [], [content], keep=keep)
         self.feed.publish([content.cid.multihash])
         return info
 
@@ -139,6 +153,17 @@ class Shelf:
         self.disk.materialize(info.digest, data)
         self._materialized.add(info.digest)
         return path
+
+    def used(self, digest: Digest) -> None:
+        """The blob was asked for."""
+        self._used[digest] = time.time_ns() // 1_000_000
+
+    async def note_uses(self) -> None:
+        """Write down which blobs were asked for since the last time. Raises StoreError."""
+        used, self._used = self._used, {}
+        rows = list(used.items())
+        for start in range(0, len(rows), NOTED_AT_ONCE):
+            await self.index.used(rows[start : start + NOTED_AT_ONCE])
 
     # -------------------------------------------------------- taking away
 

@@ -83,7 +83,6 @@ class DiskUpload:
                 info = await self._commit_file(digest)
         finally:
             self.busy = False
-        self._shelf.room.published(info.size)
         self._end()
         return info
 
@@ -150,8 +149,6 @@ class UploadBook:
         """Begin one. Raises StoreFull, TooManyRequests."""
         upload_id = secrets.token_hex(16)
         room = self._shelf.room
-        if room.is_due():
-            room.counted(await self._shelf.index.whole_bytes())
         room.check_upload(upload_id, 0)
         room.took(upload_id, 0, 0)
         try:

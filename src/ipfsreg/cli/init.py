@@ -45,6 +45,11 @@ pubsub_topic = "ipfs-registry"
 # Peer IDs whose writes are taken; "*" is everybody who has the swarm key.
 trusted_peers = ["*"]
 
+# Without this the store may fill the disk but for a reserve. With it what was only pulled through this node, and other
+# nodes have, makes room for what is pulled next.
+# [store]
+# max_bytes = 100_000_000_000
+
 [http]
 # Where docker, podman, containerd and skopeo reach the registry. On loopback it needs no more. For a network:
 # a certificate, and passwords below. `http://` or `https://` before an address says which of the two it speaks.

@@ -70,6 +70,7 @@ def describe(answer: dict[str, Any]) -> str:
         ("repositories", answer["repositories"]),
         ("tags", answer["tags"]),
         ("blobs", f"{answer['blobs']}, {human_bytes(answer['bytes'])}"),
+        ("room", describe_room(answer["room"])),
         ("peers", len(answer["peers"])),
     ]
     lines = [f"{name:<13} {value}" for name, value in rows]
@@ -78,6 +79,17 @@ def describe(answer: dict[str, Any]) -> str:
     lines += [f"  {peer['peer_id']}  {peer['addr']}" for peer in answer["peers"]]
     lines += [f"  bootstrapper {one['addr']}: {one['state']}" for one in answer["bootstrappers"]]
     return "\n".join(lines)
+
+
+def describe_room(room: dict[str, Any] | None) -> str:
+    """How full the store is, for a person."""
+    if room is None:
+        return "not known"
+    limit = f"of {human_bytes(room['limit'])} " if room["limit"] else ""
+    text = f"{human_bytes(room['used'])} {limit}used, {human_bytes(room['pulled'])} of it pulled"
+    if room["evicted_blobs"]:
+        text += f"; {room['evicted_blobs']} blobs, {human_bytes(room['evicted_bytes'])}, went to make room"
+    return text
 
 
 def human_bytes(count: int) -> str:

@@ -377,11 +377,19 @@ def index_endings(db: sqlite3.Connection, marks: Iterable[str]) -> None:
 
 def ends_in(mark: str, ending: str, read: Callable[[str, tuple[str]], Iterator[tuple[object, ...]]]) -> bool:
     """Whether a key ends with *mark* and *ending*; *read* executes SQL."""
-    sql = (
-        f"SELECT 1 FROM crdt_names WHERE instr(key, '{_checked(mark)}') > 0 AND {_ending(mark)} ="  # noqa: S608 (checked)
-        f" substr(?1, 1, {_ENDING_CHARS}) AND substr(key, instr(key, '{mark}') + {len(mark)}) = ?1 LIMIT 1"
+    return next(read(f"SELECT 1 {_having(mark)} LIMIT 1", (ending,)), None) is not None
+
+
+def ending_in(database: Database, mark: str, ending: str, limit: int) -> list[str]:
+    """Up to *limit* keys that end with *mark* and *ending*."""
+    return [key for (key,) in database.read(f"SELECT key {_having(mark)} LIMIT {limit:d}", (ending,))]
+
+
+def _having(mark: str) -> str:
+    return (
+        f"FROM crdt_names WHERE instr(key, '{_checked(mark)}') > 0 AND {_ending(mark)} ="
+        f" substr(?1, 1, {_ENDING_CHARS}) AND substr(key, instr(key, '{mark}') + {len(mark)}) = ?1"
     )
-    return next(read(sql, (ending,)), None) is not None
 
 
 def _ending(mark: str) -> str:

@@ -77,6 +77,9 @@ class Names(Protocol):
         work given to `write` of the same `Database`; None: what is committed.
         """
 
+    def ending_in(self, mark: str, ending: str, limit: int) -> list[str]:
+        """Up to *limit* of the keys that `ends_in` asks for."""
+
     async def commit(self, changes: Sequence[Change]) -> tuple[Cid, ...]:
         """Apply *changes* as one delta, durably; return the heads that contain it. Gossip follows behind.
 

@@ -58,6 +58,9 @@ class MemoryNames:
     def ends_in(self, mark: str, ending: str, db: sqlite3.Connection | None = None) -> bool:
         return any(key.endswith(mark + ending) for key in list(self._keys))
 
+    def ending_in(self, mark: str, ending: str, limit: int) -> list[str]:
+        return [key for key in self._keys if key.endswith(mark + ending)][:limit]
+
     async def commit(self, changes: Sequence[Change]) -> tuple[Cid, ...]:
         check_changes(changes)
         await trio.lowlevel.checkpoint()

@@ -31,7 +31,15 @@ from ipfsreg.crdt.checkpointing import answer_checkpoints, take_checkpoint
 from ipfsreg.crdt.claims import DROPPED, SETTLED, SPEAKING, CheckpointStatus, last_checkpoint, speaks_of
 from ipfsreg.crdt.dagsync import Dagsync, answer_all
 from ipfsreg.crdt.delta import Head, decode_broadcast, encode_broadcasts, node_cid
-from ipfsreg.crdt.entries import ends_in, index_endings, read_authors, read_name, read_versions, scan_names
+from ipfsreg.crdt.entries import (
+    ending_in,
+    ends_in,
+    index_endings,
+    read_authors,
+    read_name,
+    read_versions,
+    scan_names,
+)
 from ipfsreg.crdt.epochs import FIRST, read_epoch, seed_of, write_epoch
 from ipfsreg.crdt.feed import ChangeFeed
 from ipfsreg.crdt.frontier import Frontier
@@ -209,6 +217,9 @@ class Replica:
 
     def ends_in(self, mark: str, ending: str, db: sqlite3.Connection | None = None) -> bool:
         return ends_in(mark, ending, self._database.read if db is None else db.execute)
+
+    def ending_in(self, mark: str, ending: str, limit: int) -> list[str]:
+        return ending_in(self._database, mark, ending, limit)
 
     async def commit(self, changes: Sequence[Change]) -> tuple[Cid, ...]:
         check_changes(changes)

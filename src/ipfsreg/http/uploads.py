@@ -112,7 +112,7 @@ async def _receive(request: Request, session: UploadSession) -> None:
             raise SizeInvalid(f"Content-Range names {left} bytes, Content-Length {body.length}")
         if start != session.offset:
             raise OutOfOrder(f"the next byte is {session.offset}, the chunk begins at {start}")
-    session.expect(body.length if left is None else left)
+    await session.expect(body.length if left is None else left)
     while piece := await body.read():
         if left is not None:
             left -= len(piece)

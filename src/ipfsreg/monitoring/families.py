@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from ipfsreg import __version__
 from ipfsreg.blockstore.index import ARRIVING, FILE, INLINE, Census
 from ipfsreg.crdt.state import Tally
+from ipfsreg.errors import StoreError
 from ipfsreg.http.tally import SECONDS
 from ipfsreg.metrics import Histogram
 from ipfsreg.monitoring.parts import Parts
@@ -118,6 +119,25 @@ def _http(parts: Parts) -> Iterator[Metric]:
 # ----------------------------------------------------------------------- store
 
 
+def _evictions(parts: Parts) -> Iterator[Metric]:
+    if parts.registry is None or parts.blobs is None:
+        return
+    try:
+        usage = parts.blobs.usage()
+    except StoreError:
+        return  # the database is damaged, and has said so
+    done = parts.registry.evictor.done
+    yield _gauge("ipfsreg_store_limit_bytes", "What the store may hold; 0: what the disk holds.", usage.limit)
+    yield _gauge(
+        "ipfsreg_store_used_bytes", "What counts against it: blobs, uploads, and what is promised.", usage.used
+    )
+    yield _gauge("ipfsreg_store_pulled_bytes", "Of blobs that may go, as far as others have them.", usage.pulled)
+    yield _counter("ipfsreg_evicted_blobs", "Blobs that went to make room.", done.blobs)
+    yield _counter("ipfsreg_evicted_bytes", "Their bytes.", done.bytes)
+    yield _counter("ipfsreg_spared_blobs", "Times that a blob stayed, because too few others had it.", done.spared)
+    yield _counter("ipfsreg_room_refused", "Pulls and pushes for which not enough room could be made.", done.refused)
+
+
 def _blobs(parts: Parts, counts: Counts) -> Iterator[Metric]:
     census = counts.census
     if census is not None:
@@ -140,6 +160,7 @@ def _blobs(parts: Parts, counts: Counts) -> Iterator[Metric]:
             "kind",
             (("leaf", census.leaves), ("small", census.small_blocks)),
         )
+    yield from _evictions(parts)
     if counts.room is not None:
         free, total = counts.room
         yield _gauge("ipfsreg_disk_free_bytes", "What can still be written to the file system of the store.", free)

@@ -50,7 +50,7 @@ MAX_NESTING = 3
 
 ROOT = "/r/"
 
-BLOB_MARKS = ("/_l/", "/_m/")
+LINK_MARK, MANIFEST_MARK = BLOB_MARKS = ("/_l/", "/_m/")
 """A key in which one of these stands before a digest, the end of the key, needs the blob of that digest."""
 
 

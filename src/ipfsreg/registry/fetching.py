@@ -19,12 +19,14 @@ from ipfsreg import tracing
 from ipfsreg.bitswap.blocksession import Arrival, BlockSession
 from ipfsreg.bitswap.service import Bitswap
 from ipfsreg.blockstore.interface import BlobStore, PartialBlob
-from ipfsreg.errors import BlockNotFound, ContentUnavailable, DigestMismatch, IpfsregError, LimitReached
+from ipfsreg.errors import BlockNotFound, ContentUnavailable, DigestMismatch, IpfsregError, LimitReached, StoreFull
 from ipfsreg.ipld.cid import DAG_PB, Cid
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName
 from ipfsreg.peer_id import PeerId
 from ipfsreg.registry.catalog import LinkRecord
+from ipfsreg.registry.evicting import Evictor
+from ipfsreg.registry.holds import Holds
 from ipfsreg.registry.interface import BlobContent, BlobStat, FileRange, Piece
 from ipfsreg.registry.local import LocalBlob, LocalBlobs
 from ipfsreg.registry.providing import Providing
@@ -40,6 +42,9 @@ READ_AHEAD_BYTES = 2 * 1024 * 1024
 
 Little, because nodes that pull the same image at once all ask the first holder for the same pieces here.
 """
+
+ROOM_TRIES = 3
+"""Times that room is made for a blob."""
 
 MAX_FETCHES = 256
 """Blobs on their way at a time: each has an open file and a wanted list at many peers."""
@@ -62,7 +67,14 @@ class Fetch:
     """One blob on its way."""
 
     def __init__(
-        self, digest: Digest, link: LinkRecord, blobs: BlobStore, pushers: Sequence[PeerId], dials: bool
+        self,
+        digest: Digest,
+        link: LinkRecord,
+        blobs: BlobStore,
+        holds: Holds,
+        evictor: Evictor,
+        pushers: Sequence[PeerId],
+        dials: bool,
     ) -> None:
         """*pushers* are asked first; *dials*: they are also dialled."""
         self.stat = BlobStat(digest, link.size, link.root)
@@ -70,6 +82,8 @@ class Fetch:
         self._dials = dials
         self.readers = 0
         self._blobs = blobs
+        self._holds = holds
+        self._evictor = evictor
         self._partial: PartialBlob | None = None
         self._session: BlockSession | None = None
         self._requested: set[Cid] = set()
@@ -142,7 +156,7 @@ class Fetch:
             self._requested.add(self.stat.root)
             session.want([self.stat.root])
             # May hash what lies on disk from an earlier attempt, a second for each GiB.
-            self._partial = await self._blobs.open_partial(self.stat.digest, self.stat.size, self.stat.root)
+            self._partial = await self._open_partial()
             self._session = session
             try:
                 async with trio.open_nursery() as nursery:
@@ -154,6 +168,16 @@ class Fetch:
                 raise
             finally:
                 self._session = None
+
+    async def _open_partial(self) -> PartialBlob:
+        for _ in range(ROOM_TRIES):
+            try:
+                return await self._blobs.open_partial(self.stat.digest, self.stat.size, self.stat.root)
+            except StoreFull:
+                # Others may take the room that was made. Whoever comes too late for it often enough is refused.
+                if not await self._evictor.make_room(self.stat.size):
+                    raise
+        return await self._blobs.open_partial(self.stat.digest, self.stat.size, self.stat.root)
 
     async def _take_blocks(self, session: BlockSession, nursery: trio.Nursery, give_up_s: float) -> None:
         slots = trio.Semaphore(WRITES_AT_ONCE)
@@ -286,7 +310,7 @@ class Fetch:
                     stop = end if self.is_whole else stop
                     yield FileRange(descriptor, start, stop)
                 elif self.is_whole:
-                    async for piece in LocalBlob(self._blobs.open(self.stat.digest)).stream(start, end):
+                    async for piece in LocalBlob(self._blobs.open(self.stat.digest), self._holds).stream(start, end):
                         yield piece
                     return
                 else:
@@ -370,6 +394,8 @@ class Fetches:
         bitswap: Bitswap,
         providing: Providing,
         pushers: Pushers,
+        holds: Holds,
+        evictor: Evictor,
         give_up_s: float,
         finish_without_client: bool,
     ) -> None:
@@ -379,6 +405,8 @@ class Fetches:
         self._bitswap = bitswap
         self._providing = providing
         self._pushers = pushers
+        self._holds = holds
+        self._evictor = evictor
         self._give_up_s = give_up_s
         self._finish_without_client = finish_without_client
         self._running: dict[Digest, Fetch] = {}
@@ -396,7 +424,13 @@ class Fetches:
         """
         fetch = await self._join(repository, digest, link)
         if fetch is None:
-            return await self._open_local(digest)
+            blob = await self._local.open(digest)
+            if blob is not None:
+                return blob
+            # It has made room for another just now, or was found to be damaged.
+            fetch = await self._join(repository, digest, link)
+            if fetch is None:
+                raise ContentUnavailable(f"blob {digest} was damaged here just now; try again")
         fetch.expect()
         try:
             await fetch.wait_begun()
@@ -407,12 +441,6 @@ class Fetches:
                 raise ContentUnavailable(str(error)) from error  # The client asked for the right thing.
             raise
         return FetchedBlob(fetch, self)
-
-    async def _open_local(self, digest: Digest) -> BlobContent:
-        blob = await self._local.open(digest)
-        if blob is None:
-            raise ContentUnavailable(f"blob {digest} was damaged here just now; try again")
-        return blob
 
     async def fetch_whole(
         self, repository: RepositoryName, digest: Digest, link: LinkRecord, *, dials: bool = True
@@ -453,13 +481,13 @@ class Fetches:
         if len(self._running) >= MAX_FETCHES:
             raise LimitReached(f"{MAX_FETCHES} blobs are on their way to this node already; try again")
         pushers = self._pushers.of(repository, digest)
-        fetch = self._running[digest] = Fetch(digest, link, self._blobs, pushers, dials)
+        fetch = self._running[digest] = Fetch(digest, link, self._blobs, self._holds, self._evictor, pushers, dials)
         self._nursery.start_soon(self._run, fetch)
         return fetch
 
     async def _run(self, fetch: Fetch) -> None:
         try:
-            with tracing.span("fetch") as span:
+            with self._holds.hold(fetch.stat.digest), tracing.span("fetch") as span:
                 if tracing.is_on():
                     span.set_attribute("ipfsreg.digest", str(fetch.stat.digest))
                     span.set_attribute("ipfsreg.root", str(fetch.stat.root))

@@ -40,6 +40,7 @@ class Holds:
         self._doubted: dict[Digest, float] = {}
         self.doubts = 0
         """How often a blob came to be doubted."""
+        self._closing: dict[Digest, trio.Event] = {}
 
     @contextmanager
     def hold(self, *digests: Digest) -> Iterator[None]:
@@ -50,6 +51,21 @@ class Holds:
         finally:
             for digest in digests:
                 _take_one(self._held, digest)
+
+    @contextmanager
+    def closing(self, digest: Digest) -> Iterator[None]:
+        """While the block lasts, who would begin to read the blob waits: its file is about to go."""
+        over = self._closing[digest] = trio.Event()
+        try:
+            yield
+        finally:
+            del self._closing[digest]
+            over.set()
+
+    async def wait_decided(self, digest: Digest) -> None:
+        """Return once the blob stays, or has gone; at once where neither is being done now."""
+        while (over := self._closing.get(digest)) is not None:
+            await over.wait()
 
     def is_held(self, digest: Digest) -> bool:
         """Whether somebody holds it now. May be asked from another thread."""

@@ -87,12 +87,17 @@ class UploadSession(Protocol):
     def offset(self) -> int:
         """Bytes taken so far."""
 
-    def expect(self, size: int | None) -> None:
+    async def expect(self, size: int | None) -> None:
         """A body of *size* bytes is about to come; None: it does not say. To be called before it is taken.
+
+        May wait some seconds until room is made for it.
 
         Raises:
             StoreFull, TooManyRequests, QuotaExceeded: it would not be.
         """
+
+    def rest(self) -> None:
+        """Nothing more comes by the request that held it. Raises UploadUnknown: it is over."""
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append. Raises StoreFull. Cancelled: *data* counts wholly or not at all."""

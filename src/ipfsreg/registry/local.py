@@ -24,6 +24,7 @@ from ipfsreg.blockstore.checked import Stamp, stamp_of
 from ipfsreg.blockstore.interface import BlobFile, BlobInfo, BlobStore
 from ipfsreg.errors import BlobUnknown, ContentUnavailable, StoreDamaged, StoreError
 from ipfsreg.oci.digest import Digest
+from ipfsreg.registry.holds import Holds
 from ipfsreg.registry.interface import BlobStat, Piece
 
 logger = logging.getLogger(__name__)
@@ -43,10 +44,11 @@ _HASHED_INLINE_BYTES = 256 * 1024
 class LocalBlob:
     """A file with exactly the blob's bytes. Keeps `BlobContent`."""
 
-    def __init__(self, file: BlobFile) -> None:
+    def __init__(self, file: BlobFile, holds: Holds) -> None:
         self.stat = _stat_of(file.info)
         self.path: Path | None = file.path
         self.data: bytes | None = None
+        self._hold = holds.hold(file.info.digest)
 
     async def stream(self, start: int, end: int) -> AsyncIterator[Piece]:
         """Yield [start, end) for a connection that cannot take the file itself."""
@@ -64,10 +66,11 @@ class LocalBlob:
             os.close(descriptor)
 
     async def __aenter__(self) -> LocalBlob:
+        self._hold.__enter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        return None
+        self._hold.__exit__(None, None, None)
 
 
 class SmallBlob:
@@ -99,27 +102,38 @@ def _stat_of(info: BlobInfo) -> BlobStat:
 class LocalBlobs:
     """The whole blobs of this node, as far as they can be trusted."""
 
-    def __init__(self, nursery: trio.Nursery, blobs: BlobStore) -> None:
+    def __init__(self, nursery: trio.Nursery, blobs: BlobStore, holds: Holds) -> None:
         """*nursery* runs the checks behind."""
         self._nursery = nursery
         self._blobs = blobs
+        self._holds = holds
         self._seen: OrderedDict[Digest, tuple[float, Stamp]] = OrderedDict()
         self._due: set[Digest] = set()
         self._turn_before = trio.Lock()
         self._turn_behind = trio.Lock()
 
     async def open(self, digest: Digest) -> LocalBlob | SmallBlob | None:
-        """The blob, or None where it is not here, or not any more. Raises StoreError."""
+        """The blob, or None where it is not here, or not any more. To be entered at once: then its file stays.
+
+        Raises StoreError.
+        """
+        await self._holds.wait_decided(digest)
         info = self._blobs.stat(digest)
         if info is None:
             return None
+        self._blobs.used(digest)
+        with self._holds.hold(digest):
+            return await self._open(info)
+
+    async def _open(self, info: BlobInfo) -> LocalBlob | SmallBlob | None:
+        digest = info.digest
         if info.size <= SMALL_BYTES:
             data = await self.read(digest, SMALL_BYTES)
             return None if data is None else SmallBlob(info, data)
         try:
             file = self._blobs.open(digest)
             if await self._is_trusted(file):
-                return LocalBlob(file)
+                return LocalBlob(file, self._holds)
         except BlobUnknown:
             # Its file is gone. The check makes that known to everybody.
             await self._check(digest)

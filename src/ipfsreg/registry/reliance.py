@@ -120,6 +120,8 @@ class Reliance:
                     raise ContentUnavailable(f"manifest {digest} was deleted here just now; try again")
                 if self.is_here(repository, relied):
                     break
+            # From here on this node answers for them, so they stay also where they came from peers.
+            await self._blobs.keep([digest, *relied.content()])
             yield relied
 
     async def gather(self, repository: RepositoryName, manifest: Manifest) -> Relied:

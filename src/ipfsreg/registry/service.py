@@ -23,13 +23,16 @@ from ipfsreg.ipld.cid import Cid
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.manifest import Descriptor
 from ipfsreg.oci.names import Reference, RepositoryName, Tag
+from ipfsreg.p2p.interface import Network
 from ipfsreg.peer_id import PeerId
 from ipfsreg.registry import catalog
 from ipfsreg.registry.catalog import LinkRecord
+from ipfsreg.registry.evicting import EvictionSettings, Evictor
 from ipfsreg.registry.fetching import Fetches
 from ipfsreg.registry.following import follow_manifests
 from ipfsreg.registry.gc import Collector, GcSettings
 from ipfsreg.registry.history import Move
+from ipfsreg.registry.holders import Holders, answer_all
 from ipfsreg.registry.holds import Holds
 from ipfsreg.registry.interface import (
     BlobContent,
@@ -77,6 +80,7 @@ class RegistrySettings:
     """Before a manifest push is answered, fetch what it names and this node lacks."""
     quotas: tuple[Quota, ...] = ()
     gc: GcSettings = field(default_factory=GcSettings)
+    eviction: EvictionSettings = field(default_factory=EvictionSettings)
     immutable_tags: tuple[str, ...] = ()
     """Patterns of `repository:tag`: such a tag is set once and neither moved nor deleted through this node."""
 
@@ -97,6 +101,7 @@ class LocalRegistry:
         blobs: BlobStore,
         holds: Holds,
         collector: Collector,
+        evictor: Evictor,
         quotas: Quotas,
         wait_heads_s: float,
     ) -> None:
@@ -112,6 +117,7 @@ class LocalRegistry:
         self._blobs = blobs
         self._holds = holds
         self.collector = collector
+        self.evictor = evictor
         self._quotas = quotas
 
     @property
@@ -279,10 +285,13 @@ async def open_registry(
     upload_secret: bytes,
     settings: RegistrySettings,
     has_caught_up: Callable[[], bool] = lambda: True,
+    network: Network | None = None,
+    trusted_peers: frozenset[PeerId] | None = None,
 ) -> AsyncIterator[LocalRegistry]:
     """Run the registry for as long as the block lasts. Fetches under way are kept for the next start.
 
-    *has_caught_up*: whether *names* has all that was announced to it.
+    *has_caught_up*: whether *names* has all that was announced to it. *trusted_peers*: whose word counts on what they
+    have, when room is to be made; None: everybody's on *network*.
     """
     async with trio.open_nursery() as nursery:
         records = Records(names)
@@ -290,10 +299,21 @@ async def open_registry(
         links = await Links.open(database, records, holds)
         quotas = Quotas(names, links, settings.quotas)
         providing = Providing(routing)
-        local = LocalBlobs(nursery, blobs)
+        local = LocalBlobs(nursery, blobs, holds)
         pushers = Pushers(names, records)
+        holders = None if network is None else Holders(network, blobs, routing, trusted_peers)
+        evictor = Evictor(names, blobs, links, holds, providing, holders, settings.eviction)
         fetches = Fetches(
-            nursery, blobs, local, bitswap, providing, pushers, settings.give_up_s, settings.finish_without_client
+            nursery,
+            blobs,
+            local,
+            bitswap,
+            providing,
+            pushers,
+            holds,
+            evictor,
+            settings.give_up_s,
+            settings.finish_without_client,
         )
         reliance = Reliance(database, names, records, blobs, links, local, fetches, holds, settings.fetch_pushed)
         manifests = Manifests(
@@ -310,7 +330,7 @@ async def open_registry(
             peer,
             settings.immutable_tags,
         )
-        uploads = Uploads(blobs, local, links, providing, holds, quotas, upload_secret)
+        uploads = Uploads(blobs, local, links, providing, holds, quotas, evictor, upload_secret)
         collector = Collector(
             database, names, records, blobs, links, local, holds, providing, settings.gc, has_caught_up
         )
@@ -327,6 +347,7 @@ async def open_registry(
             blobs,
             holds,
             collector,
+            evictor,
             quotas,
             settings.wait_heads_s,
         )
@@ -335,9 +356,12 @@ async def open_registry(
             partial(providing.run, blobs),
             partial(follow_manifests, names, blobs, fetches),
             quotas.run,
+            evictor.run,
             partial(collector.run, Random()),  # noqa: S311 (spreads work, guards nothing)
         ):
             nursery.start_soon(_keep_going, task)
+        if network is not None:
+            nursery.start_soon(answer_all, network, blobs, evictor.will_stay)
         yield registry
         nursery.cancel_scope.cancel()
 

@@ -14,9 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ipfsreg.blockstore.interface import BlobInfo, BlobStore, BlobUpload
-from ipfsreg.errors import QuotaExceeded, UploadInvalid, UploadUnknown
+from ipfsreg.errors import StoreFull, UploadInvalid, UploadUnknown
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import RepositoryName
+from ipfsreg.registry.evicting import Evictor
 from ipfsreg.registry.holds import Holds
 from ipfsreg.registry.interface import BlobStat, UploadSession
 from ipfsreg.registry.links import Links, link_of
@@ -40,9 +41,18 @@ class Upload:
     def offset(self) -> int:
         return self._bytes.offset
 
-    def expect(self, size: int | None) -> None:
+    async def expect(self, size: int | None) -> None:
         self._count(size or 0)
-        self._bytes.expect(size or 0)
+        try:
+            self._bytes.expect(size or 0)
+        except StoreFull:
+            if not await self._uploads.evictor.make_room(size or 0):
+                raise
+            self._bytes.expect(size or 0)
+
+    def rest(self) -> None:
+        """Nothing more comes by the request that held it. Raises UploadUnknown: it is over."""
+        self._bytes.expect(0)
 
     def _count(self, more: int) -> None:
         """Raises QuotaExceeded."""
@@ -54,7 +64,13 @@ class Upload:
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._uploads.quotas.of(self.id) < self.offset + memoryview(data).nbytes:
             self._count(memoryview(data).nbytes)
-        await self._bytes.write(data)
+        try:
+            await self._bytes.write(data)
+        except StoreFull:
+            # Nothing of it counts, and the buffer is still ours.
+            if not await self._uploads.evictor.make_room(memoryview(data).nbytes):
+                raise
+            await self._bytes.write(data)
 
     async def finish(self, digest: Digest) -> BlobStat:
         self._uploads.quotas.came(self.id)
@@ -79,6 +95,7 @@ class Uploads:
         providing: Providing,
         holds: Holds,
         quotas: Quotas,
+        evictor: Evictor,
         secret: bytes,
     ) -> None:
         """*secret*: 32 bytes that stay the same across restarts and leave this node never."""
@@ -88,6 +105,7 @@ class Uploads:
         self._providing = providing
         self.holds = holds
         self.quotas = quotas
+        self.evictor = evictor
         self._secret = secret
         self._held: set[str] = set()
 
@@ -96,7 +114,12 @@ class Uploads:
         await self.quotas.wait_ready()
         self.quotas.check(repository, 1)
         self._links.check_room()
-        received = await self._blobs.create_upload(algorithm)
+        try:
+            received = await self._blobs.create_upload(algorithm)
+        except StoreFull:
+            if not await self.evictor.make_room(0):
+                raise
+            received = await self._blobs.create_upload(algorithm)
         upload = Upload(f"{received.id}.{self._seal(received.id, repository, owner)}", repository, received, self)
         self._held.add(upload.id)
         return upload
@@ -118,8 +141,8 @@ class Uploads:
 
     def release(self, upload: UploadSession) -> None:
         """The request that held it is over: nothing more comes by it."""
-        with suppress(UploadUnknown, QuotaExceeded):  # it is over itself, or was refused
-            upload.expect(None)
+        with suppress(UploadUnknown):  # it is over itself
+            upload.rest()
         self.quotas.came(upload.id)
         self._held.discard(upload.id)
 

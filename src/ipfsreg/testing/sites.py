@@ -21,9 +21,11 @@ from ipfsreg.blockstore.room import StoreLimits
 from ipfsreg.blockstore.store import open_blobstore
 from ipfsreg.crdt.replica import Replica, ReplicaSettings, open_replica
 from ipfsreg.database import Database, open_database
+from ipfsreg.dht.interface import Routing
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.names import Reference, RepositoryName, parse_tag
 from ipfsreg.p2p.interface import PeerInfo
+from ipfsreg.peer_id import PeerId
 from ipfsreg.pubsub.service import open_pubsub
 from ipfsreg.registry.catalog import BLOB_MARKS
 from ipfsreg.registry.interface import FileRange, ManifestPushed
@@ -121,6 +123,8 @@ async def open_site(
     *friends: str,
     settings: RegistrySettings | None = None,
     limits: StoreLimits | None = None,
+    routing: Routing | None = None,
+    trusted: frozenset[PeerId] | None = None,
 ) -> AsyncIterator[Site]:
     """The node *name* on `directory/name`, connected to its *friends*, for as long as the block lasts."""
     endpoint = swarm.endpoint(name)
@@ -146,11 +150,13 @@ async def open_site(
             names=replica,
             blobs=blobs,
             bitswap=bitswap,
-            routing=None,
+            routing=routing,
             peer=endpoint.peer_id,
             upload_secret=name.encode().ljust(32),
             settings=settings or RegistrySettings(give_up_s=5.0),
             has_caught_up=replica.has_caught_up,
+            network=endpoint,
+            trusted_peers=trusted,
         ) as registry,
     ):
         for friend in friends:

@@ -26,6 +26,15 @@ from registries import Registry, open_registries, show, show_heading, take_turns
 
 IMAGE = "application/vnd.oci.image.manifest.v1+json"
 
+UNLIKE = """
+local number = 0
+function request()
+  number = number + 1
+  return wrk.format("GET", nil, {["Accept"] = "IMAGE", ["X-Number"] = tostring(number)})
+end
+""".replace("IMAGE", IMAGE)
+"""For wrk: no request is the same as another, so that nobody can answer by what it has said before."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,10 +76,22 @@ def tests(content: Content, args: argparse.Namespace) -> dict[str, tuple[Callabl
     found["manifest HEAD, 16, 1/s"] = (lambda peer: ab_head(peer, tag, 16)), False
     found["blob HEAD, 16, 1/s"] = (lambda peer: ab_head(peer, small, 16)), False
     found["blob GET 4 KiB, 16, 1/s"] = (lambda peer: wrk(peer, small, 16, args.seconds)), False
+    tags = "/v2/team/app/tags/list"
     found["tags list of 100, 16, 1/s"] = (
-        (lambda peer: wrk(peer, "/v2/team/app/tags/list", 16, args.seconds) if peer.is_registry else None),
+        (lambda peer: wrk(peer, tags, 16, args.seconds) if peer.is_registry else None),
         False,
     )
+    script = content.directory / "unlike.lua"
+    script.write_text(UNLIKE)
+    for what, path in (("manifest GET by tag", tag), ("blob GET 4 KiB", small), ("tags list of 100", tags)):
+        found[f"{what}, 16, all unlike, 1/s"] = (
+            (
+                lambda peer, path=path: (
+                    wrk(peer, path, 16, args.seconds, script) if peer.is_registry or path != tags else None
+                )
+            ),
+            False,
+        )
     found[f"blob GET {args.mib} MiB, 1, MB/s"] = (lambda peer: get(peer, blob, content, 1)), False
     found[f"blob GET {args.mib} MiB, 8 at once, MB/s"] = (lambda peer: get(peer, blob, content, 8)), False
     found[f"blob GET {args.mib} MiB, 8 ranges, MB/s"] = (lambda peer: get(peer, blob, content, 8, parts=True)), False
@@ -84,6 +105,7 @@ class Content:
     """What all of them serve."""
 
     def __init__(self, mib: int, directory: Path) -> None:
+        self.directory = directory
         self.file = directory / "blob"
         self.size = mib << 20
         hasher = hashlib.sha256()
@@ -150,14 +172,16 @@ def upload(registry: Registry, file: Path, digest: str, *, chunked: bool = False
         subprocess.run(["curl", "-sf", *kind, "-T", file, f"{location}digest={digest}"], check=True)
 
 
-def wrk(registry: Registry, path: str, connections: int, seconds: int) -> float:
+def wrk(registry: Registry, path: str, connections: int, seconds: int, script: Path | None = None) -> float:
     """Requests a second."""
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", _wrk(registry, path, connections, seconds))[1])  # type: ignore[index]
+    text = _wrk(registry, path, connections, seconds, script)
+    return float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1])  # type: ignore[index]
 
 
-def _wrk(registry: Registry, path: str, connections: int, seconds: int) -> str:
+def _wrk(registry: Registry, path: str, connections: int, seconds: int, script: Path | None = None) -> str:
+    ask = ["-s", str(script)] if script is not None else ["-H", f"Accept: {IMAGE}"]
     text = subprocess.run(
-        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--latency", "-H", f"Accept: {IMAGE}", registry.url(path)],
+        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--latency", *ask, registry.url(path)],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     if "Non-2xx" in text:

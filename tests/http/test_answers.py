@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipfsreg.http.answers import MAX_AGE_S, MAX_HEAD_BYTES, Answer, Answers
+from ipfsreg.http.answers import MAX_AGE_S, MAX_ASKED, MAX_HEAD_BYTES, Answer, Answers
 from ipfsreg.http.request import NoBytes, Request
 
 DATE, LATER = b"Tue, 24 Nov 2026 20:00:00 GMT", b"Tue, 24 Nov 2026 20:00:01 GMT"
@@ -84,6 +84,14 @@ def test_no_secret_of_a_head_stays_in_memory() -> None:
     headers = {"authorization": "Basic c2VjcmV0", "user-agent": "crane", "host": "h", "accept": "x"}
     request = Request("GET", "/", headers, NoBytes(), "192.0.2.1").spent()
     assert request.headers == {"user-agent": "crane", "host": "h"}
+
+
+def test_what_is_asked_for_the_first_time_is_not_worth_remembering() -> None:
+    answers = Answers()
+    assert [answers.asked_before(head) for head in (b"a", b"b", b"a", b"a")] == [False, False, True, True]
+    for number in range(3 * MAX_ASKED):
+        answers.asked_before(b"%d" % number)
+        assert len(answers._asked) <= MAX_ASKED
 
 
 def test_an_answer_made_anew_replaces_the_one_before() -> None:

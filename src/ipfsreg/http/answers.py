@@ -3,6 +3,8 @@
 Most of what a registry is asked it was asked a moment ago, in the same words: by every machine of a cluster that pulls
 one image, by whoever looks after a tag every few seconds. Then nothing has to be parsed, routed and looked up again.
 
+Remembered is what was asked before: a request that does not come again would pay for it, and push out what does.
+
 When may an answer be given again? Where its handler said what it rests on (`Response.stands`), and that is asked before
 each time. What a handler reads of a request is its head, the same to the last byte; who it comes from is told to
 `stands`. A head with an `Authorization` is known by a keyed hash, for neither passwords nor tokens stay in memory
@@ -26,6 +28,9 @@ MAX_BYTES = 8 * 1024 * 1024
 
 MAX_HEAD_BYTES = 4096
 """Of a request that is remembered. Longer ones, with tokens of some issuers, are rare."""
+
+MAX_ASKED = 16_384
+"""Heads that were asked lately and are not remembered yet: half a mebibyte."""
 
 _BESIDE_BYTES = 2048
 """What an entry takes beside its bytes: the request with its headers, as the access log wants it."""
@@ -75,6 +80,7 @@ class Answers:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self._answers: dict[bytes, Answer] = {}
+        self._asked: set[int] = set()
         self._key = secrets.token_bytes(32)
         self.bytes_held = 0
 
@@ -91,6 +97,16 @@ class Answers:
             return answer
         self._drop(name)  # The handler makes another one.
         return None
+
+    def asked_before(self, head: bytes) -> bool:
+        """Whether *head* was asked lately, so that its answer is worth remembering."""
+        mark = hash(head)  # with a key of this process: nobody chooses two that are equal, and it would do no harm
+        if mark in self._asked:
+            return True
+        if len(self._asked) >= MAX_ASKED:
+            self._asked.clear()
+        self._asked.add(mark)
+        return False
 
     def put(self, head: bytes, answer: Answer, *, secret: bool = False) -> None:
         """Remember *answer*; those that were made first give way. One may take a quarter of the room.

@@ -30,7 +30,9 @@ async def get_blob(registry: Registry, request: Request, action: GetBlob) -> Res
         stat = await registry.stat_blob(action.repository, action.digest)
         if matches(condition, str(stat.digest)):
             return Response(304, _headers(stat), stands=stands)
-    content = await request.keep(await registry.open_blob(action.repository, action.digest))
+    content = await registry.open_blob(action.repository, action.digest)
+    if content.data is None:
+        await request.keep(content)
     stat = content.stat
     headers = _headers(stat)
     start, end, status = 0, stat.size, 200

@@ -543,7 +543,7 @@ class Connection:
     def _remember(self, request: Request, response: Response, option: str) -> bytes:
         """Keep *response*, if it may be given again; return it whole then."""
         body = response.body
-        if response.stands is None or not self._head_bytes:
+        if response.stands is None or not self._head_bytes or not self._answers.asked_before(self._head_bytes):
             return b""
         if isinstance(body, NoBody) or request.method == "HEAD":
             body = b""

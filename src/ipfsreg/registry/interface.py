@@ -57,7 +57,7 @@ class BlobContent(Protocol):
 
     @property
     def data(self) -> bytes | None:
-        """All of it, where that is in memory and was checked."""
+        """All of it, where that is in memory and was checked. Then there is nothing to let go of."""
 
     def stream(self, start: int, end: int) -> AsyncIterator[Piece]:
         """Yield the bytes [start, end) in order, while later ones may still be arriving from peers.

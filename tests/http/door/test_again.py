@@ -41,6 +41,11 @@ class Front:
 
         return answer
 
+    async def learn(self, who: Mapping[str, str], target: str = MANIFEST) -> None:
+        """Ask until it is remembered."""
+        for _ in range(2):
+            assert await self.ask(who, target) == (200, False)
+
     async def ask(self, who: Mapping[str, str], target: str = MANIFEST) -> tuple[int, bool]:
         """Status, and whether it came from memory."""
         before = self.handled
@@ -72,16 +77,14 @@ async def test_each_who_was_let_in_is_let_in_again(closed: ClosedDoor) -> None:
     async with open_front(closed) as front:
         bob = await token(front.client, "bob", "repository:team/app:pull")
         for who in ({}, basic("bob"), bob, basic("alice")):
-            assert await front.ask(who) == (200, False)
-            assert await front.ask(who) == (200, True)
-            assert await front.ask(who, "/v2/team/app/tags/list") == (200, False)
-            assert await front.ask(who, "/v2/team/app/tags/list") == (200, True)
+            for target in (MANIFEST, "/v2/team/app/tags/list"):
+                await front.learn(who, target)
+                assert await front.ask(who, target) == (200, True)
 
 
 async def test_nobody_has_what_another_was_answered(closed: ClosedDoor) -> None:
     async with open_front(closed) as front:
-        for _ in range(2):
-            assert (await front.ask(basic("alice"), SECRET))[0] == 200
+        await front.learn(basic("alice"), SECRET)
         for who in ({}, basic("bob"), basic("alice", "guess"), await token(front.client, "bob")):
             for _ in range(2):
                 assert await front.ask(who, SECRET) in ((401, False), (403, False))
@@ -91,8 +94,9 @@ async def test_nobody_has_what_another_was_answered(closed: ClosedDoor) -> None:
 async def test_a_user_taken_out_of_the_file_is_answered_nothing_again(closed: ClosedDoor) -> None:
     async with open_front(closed) as front:
         bearer = await token(front.client, "bob", "repository:team/app:pull")
-        for who in (basic("bob"), bearer, basic("bob"), bearer):
-            assert (await front.ask(who))[0] == 200
+        for who in (basic("bob"), bearer):
+            await front.learn(who)
+            assert await front.ask(who) == (200, True)
         remove_user(closed.htpasswd, "bob")
         front.reload(closed.htpasswd)
         for who in (basic("bob"), bearer):
@@ -104,7 +108,7 @@ async def test_after_its_proof_has_ended_a_request_is_proved_again(
 ) -> None:
     async with open_front(closed) as front:
         who = await token(front.client, "bob", "repository:team/app:pull")
-        await front.ask(who)
+        await front.learn(who)
         assert await front.ask(who) == (200, True)
         now = time.time
         monkeypatch.setattr(time, "time", lambda: now() + 100_000)
@@ -113,8 +117,7 @@ async def test_after_its_proof_has_ended_a_request_is_proved_again(
 
 async def test_the_rules_of_the_moment_are_asked(closed: ClosedDoor) -> None:
     async with open_front(closed) as front:
-        for _ in range(2):
-            await front.ask(basic("bob"))
+        await front.learn(basic("bob"))
         assert await front.ask(basic("bob")) == (200, True)
         door = front.door.door
         assert door is not None
@@ -126,14 +129,14 @@ async def test_the_rules_of_the_moment_are_asked(closed: ClosedDoor) -> None:
 
 async def test_answers_given_again_count_among_what_a_client_may_ask_for(closed: ClosedDoor) -> None:
     async with open_front(closed, HTTP_REQUESTS_PER_S="0.01", HTTP_REQUESTS_BURST="8") as front:
-        assert [await front.ask({}) for _ in range(9)] == [(200, False), *[(200, True)] * 7, (429, False)]
+        assert [await front.ask({}) for _ in range(9)] == [*[(200, False)] * 2, *[(200, True)] * 6, (429, False)]
         # Alice has pushed, which were six.
         assert [(await front.ask(basic("alice")))[0] for _ in range(3)] == [200, 200, 429]
 
 
 async def test_who_has_too_much_under_way_is_answered_nothing_from_memory(closed: ClosedDoor) -> None:
     async with open_front(closed, HTTP_REQUESTS_AT_ONCE="1") as front:
-        await front.ask(basic("alice"))
+        await front.learn(basic("alice"))
         assert await front.ask(basic("alice")) == (200, True)
         location = (await front.client.request("POST", "/v2/team/app/blobs/uploads/", basic("alice"))).headers[
             "location"
@@ -154,7 +157,7 @@ async def test_pulls_that_are_written_down_are_each_written_down(closed: ClosedD
     async with open_front(closed, AUDIT_PULLS="true") as front:
         for _ in range(3):
             assert await front.ask({}) == (200, False)
-        assert await front.ask({}, "/v2/team/app/tags/list") == (200, False)
+        await front.learn({}, "/v2/team/app/tags/list")
         assert await front.ask({}, "/v2/team/app/tags/list") == (200, True)
     events = [json.loads(line)["event"] for line in closed.audit.read_text().splitlines()]
     assert events.count("pull") == 3
@@ -178,7 +181,7 @@ async def test_behind_a_trusted_proxy_the_door_looks_at_every_request(closed: Cl
 
 async def test_a_catalog_that_shows_a_part_is_made_for_each(closed: ClosedDoor) -> None:
     async with open_front(closed) as front:
-        for _ in range(2):
+        for _ in range(3):
             assert await front.ask(basic("bob"), "/v2/_catalog") == (200, False)
-        assert await front.ask(basic("root"), "/v2/_catalog") == (200, False)
+        await front.learn(basic("root"), "/v2/_catalog")
         assert await front.ask(basic("root"), "/v2/_catalog") == (200, True)

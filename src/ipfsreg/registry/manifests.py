@@ -7,7 +7,6 @@ referrers of its subject travel together, so no node ever sees a tag without wha
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -34,6 +33,7 @@ from ipfsreg.registry.holds import Holds
 from ipfsreg.registry.interface import ManifestContent, ManifestPushed, ManifestStat
 from ipfsreg.registry.links import Links
 from ipfsreg.registry.local import LocalBlobs
+from ipfsreg.registry.lookups import Lookups
 from ipfsreg.registry.providing import Providing
 from ipfsreg.registry.quota import Quotas
 from ipfsreg.registry.recent import RecentContent
@@ -86,22 +86,16 @@ class Manifests:
         self._last_us = 0
         self._being_set: dict[tuple[RepositoryName, Tag], list[Digest]] = {}
         self._recent = RecentContent(RECENT_BYTES)
-        self._resolved: OrderedDict[tuple[RepositoryName, Reference], tuple[int, Digest, ManifestRecord]] = (
-            OrderedDict()
-        )
+        self._resolved: Lookups[tuple[RepositoryName, Reference], tuple[Digest, ManifestRecord]] = Lookups(MAX_RESOLVED)
 
     def resolve(self, repository: RepositoryName, reference: Reference) -> tuple[Digest, ManifestRecord]:
         """What *reference* stands for now. Raises NameUnknown, ManifestUnknown."""
         generation = self._names.generation
-        known = self._resolved.get((repository, reference))
-        if known is not None and known[0] == generation:
-            return known[1], known[2]
-        digest, record = self._look_up(repository, reference)
-        if generation is not None:
-            self._resolved[repository, reference] = (generation, digest, record)
-            if len(self._resolved) > MAX_RESOLVED:
-                self._resolved.popitem(last=False)
-        return digest, record
+        found = self._resolved.get(generation, (repository, reference))
+        if found is None:
+            found = self._look_up(repository, reference)
+            self._resolved.put(generation, (repository, reference), found)
+        return found
 
     def _look_up(self, repository: RepositoryName, reference: Reference) -> tuple[Digest, ManifestRecord]:
         if isinstance(reference, Digest):

@@ -45,6 +45,7 @@ from ipfsreg.registry.interface import (
 )
 from ipfsreg.registry.links import Links
 from ipfsreg.registry.local import LocalBlobs
+from ipfsreg.registry.lookups import Lookups
 from ipfsreg.registry.manifests import Manifests
 from ipfsreg.registry.providing import Providing
 from ipfsreg.registry.pushers import Pushers
@@ -59,6 +60,12 @@ PARTIALS_EXPIRE_S = 7 * 24 * 3600.0
 """What has arrived of a blob is kept for a week for whoever pulls it again."""
 
 EXPIRY_INTERVAL_S = 3600.0
+
+MAX_LINKED = 4096
+"""Links remembered while nothing is committed."""
+
+MAX_PAGES, MAX_PAGE_NAMES = 64, 1000
+"""Pages of tags remembered so, and the largest of them: a few mebibytes at the most."""
 
 TRY_AGAIN_S = 60.0
 """After a failure of the store in work that nobody waits for."""
@@ -116,6 +123,8 @@ class LocalRegistry:
         self._fetches = fetches
         self._blobs = blobs
         self._holds = holds
+        self._linked: Lookups[tuple[RepositoryName, Digest], LinkRecord] = Lookups(MAX_LINKED)
+        self._pages: Lookups[tuple[RepositoryName, int, str], Page] = Lookups(MAX_PAGES)
         self.collector = collector
         self.evictor = evictor
         self._quotas = quotas
@@ -139,9 +148,13 @@ class LocalRegistry:
         return self._link(repository, digest).size
 
     def _link(self, repository: RepositoryName, digest: Digest) -> LinkRecord:
-        link = self._links.find(repository, digest)
+        version = self.version
+        link = self._linked.get(version, (repository, digest))
         if link is None:
-            raise BlobUnknown(f"{repository} has no blob {digest}")
+            link = self._links.find(repository, digest)
+            if link is None:
+                raise BlobUnknown(f"{repository} has no blob {digest}")
+            self._linked.put(version, (repository, digest), link)
         return link
 
     async def open_blob(self, repository: RepositoryName, digest: Digest) -> BlobContent:
@@ -226,6 +239,15 @@ class LocalRegistry:
     # ---------------------------------------------------------------- listing
 
     async def tags(self, repository: RepositoryName, *, limit: int, last: str = "") -> Page:
+        version = self.version
+        page = self._pages.get(version, (repository, limit, last))
+        if page is None:
+            page = self._page_of_tags(repository, limit, last)
+            if len(page.names) <= MAX_PAGE_NAMES:
+                self._pages.put(version, (repository, limit, last), page)
+        return page
+
+    def _page_of_tags(self, repository: RepositoryName, limit: int, last: str) -> Page:
         prefix = catalog.tags_prefix(repository)
         found = self._names.scan(prefix, after=prefix + last if last else "", limit=limit + 1)
         if not found and not self._manifests.exists(repository):

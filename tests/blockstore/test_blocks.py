@@ -9,6 +9,8 @@ import pytest
 
 from ipfsreg.blockstore.blobs import DiskBlobStore
 from ipfsreg.blockstore.blocks import DiskBlockstore
+from ipfsreg.blockstore.checked import Stamp
+from ipfsreg.blockstore.index import LeafPlace
 from ipfsreg.errors import BlockNotFound, StoreDamaged
 from ipfsreg.ipld.block import MAX_BLOCK_BYTES, Block
 from ipfsreg.ipld.builder import V1_2025
@@ -94,6 +96,36 @@ async def test_a_leaf_hashed_within_the_hour_is_read_without_hashing(open_store:
         assert bytes((await blocks.get(LAYOUT.leaves[0])).data[:2]) == b"\xde\xad", "a disk that lies unnoticed"
         with pytest.raises(StoreDamaged):
             await blocks.get(LAYOUT.leaves[1])
+
+
+async def test_a_leaf_that_is_in_memory_is_read_at_once(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_store() as (blocks, blobs):
+        await push(blobs, LAYER)
+        monkeypatch.delattr(DiskBlockstore, "_read_leaf")
+        for cid in LAYOUT.leaves:
+            assert (await blocks.get(cid)).data == SOURCE[cid].data
+
+
+async def test_a_leaf_that_has_to_come_from_the_disk_is_waited_for_in_a_thread(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_thread: list[Cid] = []
+    read = DiskBlockstore._read_leaf
+
+    def count(self: DiskBlockstore, cid: Cid, place: LeafPlace, trusted: Stamp | None) -> tuple[Block, Stamp]:
+        in_thread.append(cid)
+        return read(self, cid, place, trusted)
+
+    def busy(file: int, buffers: object, offset: int, flags: int = 0) -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(DiskBlockstore, "_read_leaf", count)
+    async with open_store() as (blocks, blobs):
+        await push(blobs, LAYER)
+        monkeypatch.setattr(os, "preadv", busy)
+        for cid in LAYOUT.leaves:
+            assert (await blocks.get(cid)).data == SOURCE[cid].data
+    assert in_thread == list(LAYOUT.leaves)
 
 
 async def test_a_second_blob_with_the_leaf_helps_out(open_store: OpenStore) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import trio
@@ -63,15 +64,25 @@ class Hasher:
         """
         file = os.open(path, os.O_RDONLY)
         try:
-            while self.position < end:
-                leaf_end = min(end, self.position - self.position % LEAF_BYTES + LEAF_BYTES)
-                piece = _piece()[: leaf_end - self.position]
-                size = os.preadv(file, [piece], self.position)
-                if not size:
-                    raise StoreDamaged(f"{path.name} ends at byte {self.position} of {end}")
-                self._take(piece[:size], leaf_end)
+            self.advance_in(file, end, path.name)
         finally:
             os.close(file)
+
+    def advance_in(self, file: int, end: int, name: str) -> None:
+        """The same in an open file, called *name* where it is too short."""
+        while self.position < end:
+            leaf_end = min(end, self.position - self.position % LEAF_BYTES + LEAF_BYTES)
+            piece = _piece()[: leaf_end - self.position]
+            size = os.preadv(file, [piece], self.position)
+            if not size:
+                raise StoreDamaged(f"{name} ends at byte {self.position} of {end}")
+            self._take(piece[:size], leaf_end)
+
+    def take(self, content: bytes | memoryview) -> None:
+        """Hash *content*, which was written at `position`, without reading it back. Not where leaves are hashed too."""
+        assert self._builder is None
+        self._content.update(content)
+        self.position += len(content)
 
     def _take(self, piece: memoryview, leaf_end: int) -> None:
         self._content.update(piece)
@@ -126,6 +137,18 @@ class Follower:
         finally:
             self._running = False
             self._wake()
+
+    @contextmanager
+    def borrowed(self) -> Iterator[Hasher | None]:
+        """The hasher, for a job in a thread; None while it is in use."""
+        if self._turn.locked():
+            yield None
+            return
+        self._turn.acquire_nowait()
+        try:
+            yield self.hasher
+        finally:
+            self._turn.release()
 
     async def _advance(self, end: int) -> None:
         """One job. Raises StoreError."""

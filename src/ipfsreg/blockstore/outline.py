@@ -46,7 +46,7 @@ class Leaf:
         """Length of the block."""
         return self.length + (sum(map(len, leaf_frame(self.length))) if self.framed else 0)
 
-    def block_data(self, content: bytes) -> bytes:
+    def block_data(self, content: bytes | memoryview) -> bytes | memoryview:
         """The block made of its content."""
         if not self.framed:
             return content

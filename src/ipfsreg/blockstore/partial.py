@@ -23,7 +23,8 @@ from typing import Protocol
 
 import trio
 
-from ipfsreg.blockstore.disk import named, read_all, write_all, written_ranges
+from ipfsreg.blockstore.disk import named, read_all, written_ranges
+from ipfsreg.blockstore.filling import Filling
 from ipfsreg.blockstore.index import INLINE_BYTES
 from ipfsreg.blockstore.interface import BlobInfo
 from ipfsreg.blockstore.outline import Leaf, Outline, Placement
@@ -73,6 +74,7 @@ class DiskPartial:
         self._outline = Outline(info.root, info.size)
         self._waiters = RangeWaiters(self._outline.has_range)
         self._follower = shelf.follower(self.path, info.digest.algorithm, leaves=False)
+        self._filling = Filling(self._follower, lambda: self._outline.prefix)
         self._closing: Callable[[], object] | None = None
         self._unsaved: list[Block] = []
         self._saving = False
@@ -121,7 +123,7 @@ class DiskPartial:
         except OSError as error:
             raise named(error) from error
         await self._place_known()
-        self._follower.extend(self._outline.prefix)
+        self._filling.settled()
 
     async def _recover(self) -> None:
         """Count what an earlier run left: inner nodes from the database, leaves from the file. Raises OSError."""
@@ -205,16 +207,13 @@ class DiskPartial:
         """Put the block's content wherever it belongs, except at offset *skip*. Raises StoreFull."""
         offsets = [span.start for span in placement.spans if span.start != skip]
         if placement.content and offsets:
-            try:
-                await trio.to_thread.run_sync(_write_copies, self._file, placement.content, offsets)
-            except OSError as error:
-                raise named(error) from error
+            await self._filling.write(self._file, placement.content, offsets)
 
     def _settle(self, placement: Placement) -> None:
         self._outline.settle(placement)
         if placement.is_node and placement.block.cid.multihash in self._outline.nodes:
             self._save(placement.block)
-        self._follower.extend(self._outline.prefix)
+        self._filling.settled()
         self._unsynced += len(placement.content) * len(placement.spans)
         if self._unsynced >= SYNC_BYTES:
             self._sync_behind()
@@ -358,11 +357,6 @@ def _last_written(path: Path) -> float:
         return 0.0
     except OSError as error:
         raise named(error) from error
-
-
-def _write_copies(file: int, content: bytes | memoryview, offsets: Sequence[int]) -> None:
-    for offset in offsets:
-        write_all(file, content, offset)
 
 
 def _covers(ranges: Sequence[tuple[int, int]], start: int, end: int) -> bool:

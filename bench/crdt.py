@@ -3,6 +3,7 @@
     python bench/crdt.py [--keys 1000000] [--writes 3000] [--directory DIR]
     python bench/crdt.py --join 10000,100000 [--rtt 0.05] [--by checkpoint,dagsync,blocks]
     python bench/crdt.py --epoch 10000
+    python bench/crdt.py --snapshot 30
 
 Prints durable tag writes per second (one at a time, and from many tasks at once), lookup and listing times with that
 many names, the bytes of node and announcement of one push of a six-layer image, and what a thousand of
@@ -17,6 +18,9 @@ chain takes at the least: a node names only the one before it, so it is a round 
 
 With --epoch: rows and bytes of so many pushes to a thousand tags, what older pushes had deleted except their history,
 before the next epoch and after, and how long the node stands still for it.
+
+With --snapshot: what the database's log takes while one snapshot is kept open for so many seconds and 16 tasks push as
+fast as they are answered, and what is left of it after some more pushes without one.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -322,6 +327,33 @@ async def print_epoch(pushes: int, directory: Path, tags: int = 1000) -> None:
     print(f"  database {done.before.bytes / 1e6:,.1f} MB before, {done.after.bytes / 1e6:,.1f} MB after")
 
 
+async def print_snapshot(directory: Path, held_s: float) -> None:
+    """What the log takes while a snapshot keeps it from beginning anew."""
+    log = directory / "names.db-wal"
+    async with open_alone(directory) as replica:
+
+        async def push_until(deadline: float, first: int) -> int:
+            numbers = count(first)
+            async with trio.open_nursery() as nursery:
+                nursery.cancel_scope.deadline = deadline
+                for _ in range(16):
+                    nursery.start_soon(_write_pushes, replica, numbers)
+            return next(numbers) - first
+
+        await push_until(trio.current_time() + 2, 0)
+        before = log.stat().st_size
+        async with replica._database.snapshot() as snapshot:
+            await snapshot.run(lambda db: db.execute("SELECT count(*) FROM crdt_names").fetchone())
+            pushes = await push_until(trio.current_time() + held_s, 1_000_000)
+            most = log.stat().st_size
+        await push_until(trio.current_time() + 2, 2_000_000)
+        print(
+            f"a snapshot held for {held_s:g} s and {pushes / held_s:,.0f} pushes a second: the log grew from"
+            f" {before / 1e6:,.0f} to {most / 1e6:,.0f} MB, {(most - before) / pushes:,.0f} bytes a push;"
+            f" two seconds later it has {log.stat().st_size / 1e6:,.0f} MB"
+        )
+
+
 def _seconds(taken: float | None) -> str:
     return "-" if taken is None else f"{taken:.1f} s"
 
@@ -333,6 +365,7 @@ async def main() -> None:
     parser.add_argument("--directory", type=Path, default=None, help="on the disk to be measured")
     parser.add_argument("--join", default="", help="numbers of names, separated by commas")
     parser.add_argument("--epoch", type=int, default=0, help="number of pushes")
+    parser.add_argument("--snapshot", type=float, default=0.0, help="seconds for which one is held")
     parser.add_argument("--rtt", type=float, default=0.05, help="seconds")
     parser.add_argument("--by", default="checkpoint,dagsync,blocks")
     parser.add_argument("--patience", type=float, default=600.0, help="seconds after which a join is given up")
@@ -348,6 +381,10 @@ async def main() -> None:
     if options.epoch:
         with tempfile.TemporaryDirectory(dir=options.directory) as directory:
             await print_epoch(options.epoch, Path(directory))
+        return
+    if options.snapshot:
+        with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+            await print_snapshot(Path(directory), options.snapshot)
         return
     print_bytes()
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:

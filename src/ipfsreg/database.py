@@ -159,6 +159,14 @@ class Database:
         """Writes the disk has not come to yet."""
         return len(self._waiting)
 
+    @property
+    def log_bytes(self) -> int:
+        """What the write-ahead log takes on the disk: more and more while a snapshot is held and others write."""
+        try:
+            return self._path.with_name(f"{self._path.name}-wal").stat().st_size
+        except OSError:
+            return 0
+
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Snapshot]:
         """For long reads: one state of the database while the block lasts. The log grows as long as others write.

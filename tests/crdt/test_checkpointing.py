@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from ipfsreg.crdt import checkpointing
 from ipfsreg.crdt.checkpoint import (
     Header,
     Seal,
@@ -386,6 +387,24 @@ async def test_who_takes_an_answer_drop_by_drop_is_given_up(swarm: ReplicaSwarm,
         with pytest.raises(StreamReset):
             await take_slowly()
         assert trio.current_time() - began < 6 * SILENCE_S
+
+
+async def test_an_answer_ends_when_the_log_has_grown_too_large_behind_it(
+    swarm: ReplicaSwarm, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert swarm.wires is not None
+    mallory = swarm.wires.endpoint("mallory")
+    async with swarm.open("alice") as alice:
+        for number in range(NODES):
+            await alice.commit([Put(f"/t/{number:03}", Random(number).randbytes(10_000))])
+        stream = await mallory.open_stream(peer_of("alice"), [PROTOCOL])
+        await send_message(stream, encode_request("names", RULES))
+        assert await stream.receive_some()
+        monkeypatch.setattr(checkpointing, "MAX_LOG_BYTES", swarm.databases["alice"].log_bytes)
+        for number in range(20):
+            await alice.commit([Put(f"/more/{number}", bytes(100_000))])
+        with pytest.raises(StreamReset):
+            await MessageReader(stream, 1 << 30).read_body(1 << 22)
 
 
 def test_those_who_take_turns_come_to_an_end() -> None:

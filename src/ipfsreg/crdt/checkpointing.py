@@ -41,7 +41,7 @@ from ipfsreg.crdt.checkpoint import (
 from ipfsreg.crdt.claims import SETTLED, Claim, Loading
 from ipfsreg.crdt.intake import Intake
 from ipfsreg.database import Database, Snapshot
-from ipfsreg.errors import IpfsregError, MalformedData, PeerMisbehaved
+from ipfsreg.errors import IpfsregError, MalformedData, PeerMisbehaved, StoreError
 from ipfsreg.p2p.framing import MessageReader, send_message
 from ipfsreg.p2p.interface import Network, Stream
 from ipfsreg.peer_id import PeerId
@@ -63,6 +63,9 @@ REST_S = 10.0
 
 PAUSE_S = 30.0
 """Between two answers to one peer."""
+
+MAX_LOG_BYTES = 1 << 30
+"""A log that has grown so large is more urgent than whoever reads a checkpoint: answers end."""
 
 LEAST_PACE = 64 * 1024
 """Bytes a second that an asker has to take, of the time that we wait for it beyond `SILENCE_S`."""
@@ -182,7 +185,7 @@ async def answer_checkpoints(
         try:
             with trio.fail_after(LOAD_S):
                 async with database.snapshot() as snapshot:
-                    await _send(stream, snapshot, network, topic, rules, least_nodes)
+                    await _send(stream, snapshot, database, network, topic, rules, least_nodes)
         finally:
             places.free(stream.peer, now=trio.current_time())
 
@@ -192,7 +195,13 @@ async def answer_checkpoints(
 
 
 async def _send(
-    stream: Stream, snapshot: Snapshot, network: Network, topic: str, rules: bytes, least_nodes: int
+    stream: Stream,
+    snapshot: Snapshot,
+    database: Database,
+    network: Network,
+    topic: str,
+    rules: bytes,
+    least_nodes: int,
 ) -> None:
     now_us = time.time_ns() // 1000
     making = await snapshot.run(lambda db: Making(db, topic, rules, least_nodes=least_nodes, now_us=now_us))
@@ -203,6 +212,8 @@ async def _send(
     pieces = making.pieces()
     patience_s = SILENCE_S
     while message is not None:
+        if database.log_bytes > MAX_LOG_BYTES:
+            raise StoreError("others write so much that the log must begin anew")
         seal.add(message)
         began = trio.current_time()
         with trio.fail_after(max(patience_s, 0.0)):

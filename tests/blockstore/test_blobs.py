@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -95,6 +96,27 @@ async def test_verifying_a_small_blob_reads_the_database(open_store: OpenStore) 
         assert blobs.stat(info.digest) is None
         assert await blobs.put_whole(b"a manifest") == info
         await blobs.verify(info.digest)
+
+
+async def test_a_blob_that_is_deleted_while_it_is_verified_stays_deleted(open_store: OpenStore) -> None:
+    async with open_store() as (_, blobs):
+        info = await blobs.put_whole(LAYER)
+        restoring, deleted = trio.Event(), trio.Event()
+        restore = blobs._shelf.index.restore
+
+        async def restore_later(*of: Any) -> None:
+            restoring.set()
+            await deleted.wait()
+            await restore(*of)
+
+        blobs._shelf.index.restore = restore_later  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(blobs.verify, info.digest)
+            await restoring.wait()
+            await blobs.delete(info.digest)
+            deleted.set()
+        assert blobs.stat(info.digest) is None
+        assert not list(blobs.partials())
 
 
 async def test_listing_may_take_its_time(open_store: OpenStore) -> None:

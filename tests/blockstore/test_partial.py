@@ -160,6 +160,44 @@ async def test_two_blobs_that_fit_only_one_by_one_are_not_both_begun(
         await first.complete()
 
 
+async def test_a_fetch_that_was_given_up_keeps_no_room_for_what_did_not_come(
+    open_store: OpenStore, small_disk: Callable[[int], None]
+) -> None:
+    small_disk(7 * MIB)
+    other = LAYER[::-1]
+    async with open_store() as (_, blobs):
+        given_up = await blobs.open_partial(DIGEST, len(LAYER), LAYOUT.root)
+        await given_up.put(SOURCE[LAYOUT.root])
+        await given_up.abandon()
+        info = await blobs.put_whole(other)
+        with pytest.raises(StoreFull):
+            await blobs.open_partial(DIGEST, len(LAYER), LAYOUT.root)
+        await blobs.delete(info.digest)
+        assert await blobs.open_partial(DIGEST, len(LAYER), LAYOUT.root) is given_up
+
+
+@pytest.mark.parametrize("order", ["pushed, given up", "given up, pushed", "given up, pushed, deleted"])
+async def test_what_has_come_of_a_blob_goes_when_it_was_pushed_meanwhile(
+    open_store: OpenStore, tmp_path: Path, order: str
+) -> None:
+    async with open_store() as (blocks, blobs):
+        partial = await blobs.open_partial(DIGEST, len(LAYER), LAYOUT.root)
+        await partial.put(SOURCE[LAYOUT.root])
+        await partial.put(SOURCE[LAYOUT.leaves[1]])
+        for step in order.split(", "):
+            if step == "pushed":
+                await blobs.put_whole(LAYER)
+            elif step == "given up":
+                await partial.abandon()
+            else:
+                await blobs.delete(DIGEST)
+        await blobs.expire_partials(3600)
+        assert not arriving(tmp_path).exists()
+        assert blocks.has(LAYOUT.leaves[1]) == (blobs.stat(DIGEST) is not None)
+        del partial
+        assert arriving(tmp_path) not in open_files()
+
+
 async def test_a_disk_that_fills_up_during_a_fetch_keeps_what_has_come(
     open_store: OpenStore, small_disk: Callable[[int], None], tmp_path: Path
 ) -> None:

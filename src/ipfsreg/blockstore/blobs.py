@@ -163,7 +163,8 @@ class DiskBlobStore:
             return False
         layout = follower.hasher.layout()
         if layout.root == info.root:
-            await self._shelf.index.publish(info, row.state, leaves_of(layout), layout.inner, keep=False)
+            # Hashing takes its time, and meanwhile the blob may have been deleted.
+            await self._shelf.index.restore(row, leaves_of(layout), layout.inner)
         return True
 
     def blobs(self) -> Iterator[BlobInfo]:

@@ -99,13 +99,24 @@ class Disk:
             self.publish_seconds.observe(time.perf_counter() - began)
         return stamp
 
+    def write_scratch(self, data: bytes | memoryview) -> Path:
+        """A file with *data*, of the caller's. Raises StoreFull, StoreError: there is none."""
+        path = self.scratch / secrets.token_hex(8)
+        with naming_errors():
+            try:
+                path.write_bytes(data)
+            except OSError:
+                with suppress(OSError):
+                    path.unlink()
+                raise
+        return path
+
     def materialize(self, digest: Digest, data: bytes) -> Path:
         """Write a file of the blob that need not survive anything, because its bytes are in the database."""
         target = self.blob_path(digest)
-        scratch = self.scratch / secrets.token_hex(8)
+        scratch = self.write_scratch(data)
         with naming_errors():
             try:
-                scratch.write_bytes(data)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.rename(scratch, target)
             except OSError:

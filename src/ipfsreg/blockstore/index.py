@@ -282,6 +282,15 @@ class Index:
         sql = "UPDATE blobs SET used = ? WHERE digest = ? AND kept = 0"
         await self._database.write(lambda db: _many(db, sql, rows))
 
+    async def restore(self, row: BlobRow, leaves: Sequence[tuple[bytes, Leaf]], blocks: Sequence[Block]) -> None:
+        """Record again what of the DAG of a whole blob may be missing here; nothing where it is *row* no more."""
+
+        def restore(db: sqlite3.Connection) -> None:
+            if _find(db, row.info.digest) == row:
+                _publish(row.info, row.state, leaves, blocks, False, db)
+
+        await self._database.write(restore)
+
     async def begin(self, info: BlobInfo) -> BlobRow:
         """Record that a blob is arriving. One that is whole stays so; an arrival by another root is forgotten."""
 

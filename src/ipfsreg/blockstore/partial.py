@@ -308,6 +308,9 @@ class DiskPartial:
     async def abandon(self) -> None:
         if self._published is None and self._waiters.failure is None:
             self._waiters.fail(BlockNotFound(f"the fetch of {self.digest} was given up"))
+            row = self._shelf.index.blob(self.digest)
+            if row is not None and row.is_whole:
+                await self.drop()  # somebody pushed it meanwhile
 
     async def drop(self) -> None:
         """Throw away what has come; waiting readers fail."""
@@ -394,7 +397,11 @@ class PartialBook:
         self._living: weakref.WeakSet[DiskPartial] = weakref.WeakSet()
         """Those with an open file: also what is published or thrown away, as long as somebody reads it."""
         self._turns: Turns[Digest] = Turns()
-        shelf.room.arriving = lambda: sum(partial.missing_bytes for partial in self._open.values())
+        shelf.room.arriving = self._to_come
+
+    def _to_come(self) -> int:
+        """Bytes that fetches under way will still bring. What nobody fetches is promised no room."""
+        return sum(partial.missing_bytes for partial in self._open.values() if not partial.is_abandoned)
 
     async def open(self, info: BlobInfo) -> DiskPartial:
         """Begin or take up again. Raises StoreFull, StoreError, DigestMismatch."""
@@ -407,6 +414,8 @@ class PartialBook:
                 partial = None
             if partial is None:
                 partial = await self._begin(info)
+            elif partial.is_abandoned:
+                self._check_room(partial)
             partial.take_up()
             return partial
 
@@ -475,14 +484,21 @@ class PartialBook:
         """Throw away those nobody works on and nothing has come for in *older_than_s* seconds; return how many."""
         written_before = time.time() - older_than_s
         expired = 0
-        for info in list(self._shelf.index.blobs(whole=False)):
-            async with self._turns.alone(info.digest):
-                partial = self._open.get(info.digest)
+        # Of those that were pushed after they were given up, no row says that they are arriving.
+        for digest in {*self._open, *(info.digest for info in self._shelf.index.blobs(whole=False))}:
+            async with self._turns.alone(digest):
+                partial = self._open.get(digest)
                 is_idle = partial is None or partial.is_abandoned
-                if is_idle and _last_written(self._shelf.disk.arriving_path(info.digest)) < written_before:
-                    await self.drop(info.digest)
+                if is_idle and self._is_useless(digest, written_before):
+                    await self.drop(digest)
                     expired += 1
         return expired
+
+    def _is_useless(self, digest: Digest, written_before: float) -> bool:
+        row = self._shelf.index.blob(digest)
+        if row is None or row.is_whole:
+            return digest in self._open
+        return _last_written(self._shelf.disk.arriving_path(digest)) < written_before
 
     def close(self) -> None:
         """The store is closing. What has come is kept."""

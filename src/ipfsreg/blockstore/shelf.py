@@ -107,20 +107,31 @@ class Shelf:
         """
         async with self.alone(info.digest):
             with trio.CancelScope(shield=True):
-                self._placing.add(info.digest)
-                try:
-                    stamp = await trio.to_thread.run_sync(self.disk.publish, source, info.digest)
-                    self._materialized.discard(info.digest)
-                    self.checked.add(info.digest, stamp)
-                    try:
-                        info = await self.index.publish(info, FILE, leaves, nodes, keep=keep)
-                    except StoreError:
-                        await self._take_back(source, info.digest)
-                        raise
-                finally:
-                    self._placing.discard(info.digest)
+                info = await self._place(source, info, leaves, nodes, keep=keep)
         self.feed.publish([multihash for multihash, _ in leaves] + [block.cid.multihash for block in nodes])
         return info
+
+    async def _place(
+        self,
+        source: Path,
+        info: BlobInfo,
+        leaves: Sequence[tuple[bytes, Leaf]],
+        nodes: Sequence[Block],
+        *,
+        keep: bool,
+    ) -> BlobInfo:
+        self._placing.add(info.digest)
+        try:
+            stamp = await trio.to_thread.run_sync(self.disk.publish, source, info.digest)
+            self._materialized.discard(info.digest)
+            self.checked.add(info.digest, stamp)
+            try:
+                return await self.index.publish(info, FILE, leaves, nodes, keep=keep)
+            except StoreError:
+                await self._take_back(source, info.digest)
+                raise
+        finally:
+            self._placing.discard(info.digest)
 
     async def _take_back(self, source: Path, digest: Digest) -> None:
         """The row could not be written: the file is not published, unless the blob was here before."""
@@ -133,7 +144,17 @@ class Shelf:
         """Make *content*, the only leaf and already checked, the blob; on return it survives a power cut."""
         async with self.alone(info.digest):
             with trio.CancelScope(shield=True):
-                info = await self.index.publish(info, INLINE, [], [content], keep=keep)
+                row = self.index.blob(info.digest)
+                if row is not None and row.state == FILE and row.info.root != info.root:
+                    # It came from peers in another layout. The root stays, and names no block with all the bytes.
+                    leaf = (content.cid.multihash, Leaf(0, info.size, framed=False))
+                    scratch = await trio.to_thread.run_sync(self.disk.write_scratch, content.data)
+                    try:
+                        info = await self._place(scratch, info, [leaf], [], keep=keep)
+                    finally:
+                        await self.remove_file(scratch)  # where it was not moved
+                else:
+                    info = await self.index.publish(info, INLINE, [], [content], keep=keep)
         self.feed.publish([content.cid.multihash])
         return info
 

@@ -69,6 +69,7 @@ async def check_blobstore(open_store: OpenStore) -> None:
         _dropped_fetches,
         _expired_fetches,
         _pushed_while_fetched,
+        _pushed_after_fetched_in_another_layout,
         _verified,
     ):
         async with open_store(check.__name__) as (blocks, blobs):
@@ -628,6 +629,18 @@ async def _pushed_while_fetched(blocks: Blockstore, blobs: BlobStore) -> None:
     await _fetch(partial, source)
     await partial.complete()
     await _assert_whole(blocks, blobs, data)
+
+
+async def _pushed_after_fetched_in_another_layout(blocks: Blockstore, blobs: BlobStore) -> None:
+    for size in (1, 3000, 64 * 1024, CHUNK + 1):
+        data = pattern(size)
+        layout, source = file_blocks(data, V0_2015)
+        partial = await blobs.open_partial(Digest.of(data), len(data), layout.root)
+        await _fetch(partial, source)
+        await partial.complete()
+        await _push(blobs, data)
+        await blobs.verify(Digest.of(data))
+        await _assert_whole(blocks, blobs, data, V0_2015)
 
 
 async def _verified(blocks: Blockstore, blobs: BlobStore) -> None:

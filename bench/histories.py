@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +40,7 @@ from ipfsreg.datastore import identity_of
 from ipfsreg.ipld.block import Block
 from ipfsreg.oci.digest import Digest
 from ipfsreg.testing.daemons import Cluster, Daemon
+from ipfsreg.testing.heartbeat import Heartbeat, wait_beats
 from ipfsreg.testing.histories import (
     FIXED,
     OWN,
@@ -73,36 +74,6 @@ def manifest(number: int, seed: int) -> bytes:
     """An index of nothing, so that one request is one push; none is like another."""
     document = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [], "annotations": {"n": f"{seed}/{number}"}}
     return json.dumps(document).encode()
-
-
-class Heartbeat(threading.Thread):
-    """Notices when this process stood still, and with it most likely the nodes: then being late proves nothing."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self._late_at = float("-inf")
-
-    def run(self) -> None:
-        """For ever."""
-        while True:
-            began = time.monotonic()
-            time.sleep(0.5)
-            if time.monotonic() > began + 3:
-                self._late_at = time.monotonic()
-
-    def stood_still_since(self, began: float) -> bool:
-        """Whether it was so at any time after *began*."""
-        time.sleep(2)  # whoever woke up first must not be the judge
-        return self._late_at > began
-
-
-def wait_beats(condition: Callable[[], bool], limit_s: float) -> bool:
-    """Whether *condition* comes true in *limit_s* seconds, not counting those in which this process stood still."""
-    for _ in range(int(limit_s / 0.1)):
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 class Swarm:

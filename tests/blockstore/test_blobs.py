@@ -98,7 +98,9 @@ async def test_verifying_a_small_blob_reads_the_database(open_store: OpenStore) 
         await blobs.verify(info.digest)
 
 
-async def test_a_blob_that_is_deleted_while_it_is_verified_stays_deleted(open_store: OpenStore) -> None:
+async def test_a_blob_that_is_deleted_while_it_is_verified_stays_deleted(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with open_store() as (_, blobs):
         info = await blobs.put_whole(LAYER)
         restoring, deleted = trio.Event(), trio.Event()
@@ -109,7 +111,7 @@ async def test_a_blob_that_is_deleted_while_it_is_verified_stays_deleted(open_st
             await deleted.wait()
             await restore(*of)
 
-        blobs._shelf.index.restore = restore_later  # type: ignore[method-assign]
+        monkeypatch.setattr(blobs._shelf.index, "restore", restore_later)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(blobs.verify, info.digest)
             await restoring.wait()

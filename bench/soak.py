@@ -873,7 +873,9 @@ def delete_all(swarm: Swarm, ledger: Ledger) -> None:
     for name in swarm.nodes:  # what clients were told is forgotten by a restart
         swarm.stop(name)
         node = swarm.nodes[name]
-        node.environment |= {"IPFSREG_STORE_UPLOAD_EXPIRY_S": "0.5", "IPFSREG_GC_INTERVAL_S": "0"}
+        node.environment |= {"IPFSREG_STORE_UPLOAD_EXPIRY_S": "60", "IPFSREG_GC_INTERVAL_S": "0"}
+        for path in (node.directory / "data" / "uploads").iterdir():
+            os.utime(path, (0, 0))  # all of them were left behind long ago
         swarm.start(name)
     swarm.wait_up()
     if not wait_beats(partial(have_agreed, swarm), AGREE_S):

@@ -699,6 +699,26 @@ async def test_a_link_of_the_wrong_size_is_an_error_of_the_network_and_not_of_th
         assert bob.blobs.stat(digest) is None
 
 
+class FullBlobStore(MemoryBlobStore):
+    """Has no room for what peers have."""
+
+    async def open_partial(self, digest: Digest, size: int, root: Cid) -> MemoryPartial:
+        raise StoreFull("no room left")
+
+
+async def test_a_push_that_names_what_finds_no_room_here_says_so(tmp_path: Path) -> None:
+    swarm = MemorySwarm()
+    async with (
+        open_site(swarm, "alice", tmp_path) as alice,
+        open_site(swarm, "bob", tmp_path, FullBlobStore) as bob,
+    ):
+        await push_image(alice.registry, APP, "latest", BIG, b"another layer")
+        await bob.endpoint.connect(_info(alice))
+        bob.learn(alice)
+        with pytest.raises(StoreFull):
+            await bob.registry.put_manifest(APP, LATEST, IMAGE, manifest_of(b'{"os":"linux"}', BIG, b"another layer"))
+
+
 async def test_a_lie_of_one_repository_does_not_spoil_the_blob_for_another(tmp_path: Path) -> None:
     swarm = MemorySwarm()
     async with open_site(swarm, "alice", tmp_path) as alice, open_site(swarm, "bob", tmp_path) as bob:

@@ -20,7 +20,7 @@ import trio
 from ipfsreg.blockstore.interface import BlobStore
 from ipfsreg.crdt.interface import Names, Put
 from ipfsreg.database import Database
-from ipfsreg.errors import ContentUnavailable, ManifestBlobUnknown, ManifestInvalid
+from ipfsreg.errors import ContentUnavailable, IpfsregError, ManifestBlobUnknown, ManifestInvalid
 from ipfsreg.oci.digest import Digest
 from ipfsreg.oci.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from ipfsreg.oci.names import RepositoryName
@@ -130,6 +130,7 @@ class Reliance:
         Raises:
             ManifestBlobUnknown: the repository lacks something.
             ContentUnavailable: no peer in reach has it either.
+            StoreFull: there is no room for it.
         """
         relied = Relied(manifest, {})
         ahead = [manifest]
@@ -157,14 +158,14 @@ class Reliance:
 
     async def _fetch_missing(self, repository: RepositoryName, relied: Relied) -> None:
         slots = trio.Semaphore(FETCHED_AT_ONCE)
-        failures: list[ContentUnavailable] = []
+        failures: list[IpfsregError] = []
 
         async def fetch(digest: Digest, link: LinkRecord) -> None:
             async with slots:
                 if not failures:
                     try:
                         await self._fetch(repository, digest, link)
-                    except ContentUnavailable as error:
+                    except IpfsregError as error:  # raised from within the nursery it would come out wrapped
                         failures.append(error)
 
         async with trio.open_nursery() as nursery:

@@ -415,7 +415,8 @@ class PartialBook:
             if partial is None:
                 partial = await self._begin(info)
             elif partial.is_abandoned:
-                self._check_room(partial)
+                with self._room_for(partial):
+                    partial.take_up()
             partial.take_up()
             return partial
 

@@ -61,7 +61,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('[p2p]\nlisten = "x"', r"p2p\.listen = 'x': no such key; \[p2p\] has listen_addrs"),
+        ('[p2p]\nlisten = "x"', r"p2p\.listen = '…': no such key; \[p2p\] has listen_addrs"),
         ("[shop]\n", "shop.*no such section"),
         ("node = 3", r"write \[node\]"),
         ("[http]\nlisten = 5", r'http\.listen = 5: must be a list of texts, as \["127\.0\.0\.1:5000"\]'),
@@ -107,12 +107,44 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ('[tracing]\nendpoint = "127.0.0.1:4318"', r"tracing.endpoint = '…': http:// or https://"),
         ("[tracing]\nheaders = {A = 5}", "must be a table of texts, as"),
         ('[tracing]\nheaders = {"A B" = "x"}', "names and values of headers"),
+        (
+            '[metrics]\nlisten = ["127.0.0.1:5000"]',
+            r"metrics\.listen = '127.0.0.1:5000': is where clients come already",
+        ),
+        ('[registry]\nimmutable_tags = ["v1"]', r"immutable_tags = 'v1': fits no tag"),
         ('[metrics]\nlisten = ["5001"]', r"metrics.listen = '5001': an address and a port"),
     ],
 )
 def test_a_mistake_names_the_key_and_what_would_be_right(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         load(tmp_path, text, IPFSREG_CRDT_PUBSUB_TOPIC="mine")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'[p2p]\nprotecter_key = "{KEY}"',
+        f'[p2p]\nprotector_key = ["{KEY}"]',
+        f'[p2pp]\nprotector_key = "{KEY}"',
+        f'[node]\nprivate_key = ["{KEY}"]',
+        f'p2p = "{KEY}"',
+    ],
+)
+def test_a_mistake_beside_a_secret_does_not_show_it(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        load(tmp_path, text, IPFSREG_CRDT_PUBSUB_TOPIC="mine")
+    assert KEY not in str(told.value)
+
+
+def test_a_mistyped_secret_in_the_environment_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="IPFSREG_P2P_PROTECTER_KEY") as told:
+        load(tmp_path, "", IPFSREG_P2P_PROTECTER_KEY=KEY)
+    assert KEY not in str(told.value)
+
+
+def test_metrics_may_have_any_free_port_beside_clients_who_have(tmp_path: Path) -> None:
+    text = PRIVATE + '[http]\nlisten = ["127.0.0.1:0"]\n[metrics]\nlisten = ["127.0.0.1:0"]'
+    assert load(tmp_path, text).metrics.listen == ("127.0.0.1:0",)
 
 
 def test_a_mistyped_environment_key_is_told(tmp_path: Path) -> None:
@@ -145,6 +177,7 @@ def test_every_key_can_come_from_the_environment(tmp_path: Path) -> None:
         "bootstrappers": f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}",
         "announce_addrs": "/ip4/1.1.1.1/tcp/1",
         "format": "json",
+        "immutable_tags": "team/*:v*",
         "upload_expiry_s": "60.5",
         "upload_bytes_per_s": "1000000",
     }

@@ -135,6 +135,8 @@ async def test_a_database_that_is_none_is_named_and_left_alone(tmp_path: Path) -
         ("CRDT_TRUSTED_PEERS", "somebody", r"crdt\.trusted_peers = \['somebody'\]: peer IDs"),
         ("CRDT_CHECKPOINT_PEERS", "somebody", r"crdt\.checkpoint_peers = 'somebody': a peer ID"),
         ("NODE_PRIVATE_KEY", "AAAA", r"node\.private_key"),
+        ("NODE_DATASTORE_PATH", "/etc/passwd", r"node\.datastore_path = '/etc/passwd': must be a directory"),
+        ("CRDT_TRUSTED_PEERS", "bob", r"crdt\.trusted_peers = .*: 'bob' is not a peer ID"),
         ("NODE_DATASTORE_PATH", "/proc/nowhere", r"node\.datastore_path = '/proc/nowhere': cannot be created"),
     ],
 )

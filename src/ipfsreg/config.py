@@ -380,18 +380,25 @@ def _sections() -> dict[str, dict[str, Any]]:
     }
 
 
+_HIDDEN = "…"
+"""In place of a value that is a secret, or may be one: what is mistyped may be the name of one."""
+
+_SECRET_KEYS = ("p2p.protector_key", "node.private_key")
+_SECRET_SECTIONS = ("notifications", "tracing")
+"""For their headers."""
+
+
 def _check_names(values: dict[str, Any]) -> None:
     sections = _sections()
     for section, table in values.items():
         if section not in sections:
-            raise ConfigError(section, table, f"no such section; there are {', '.join(sections)}")
+            raise ConfigError(section, _HIDDEN, f"no such section; there are {', '.join(sections)}")
         if not isinstance(table, dict):
-            raise ConfigError(section, table, f"is a section: write [{section}]")
-        for key, value in table.items():
+            raise ConfigError(section, _HIDDEN, f"is a section: write [{section}]")
+        for key in table:
             if key not in sections[section]:
-                raise ConfigError(
-                    f"{section}.{key}", value, f"no such key; [{section}] has {', '.join(sections[section])}"
-                )
+                right = f"no such key; [{section}] has {', '.join(sections[section])}"
+                raise ConfigError(f"{section}.{key}", _HIDDEN, right)
 
 
 # What Kubernetes and docker's links put into the environment of a container beside a service called `ipfsreg-node`.
@@ -411,7 +418,7 @@ def _lay_over(values: dict[str, Any], environment: Mapping[str, str]) -> None:
             section, key, kind = known[name]
             values.setdefault(section, {})[key] = _read_variable(name, text, kind)
         elif name.startswith(prefixes) and not _SERVICE_VARIABLE.search(name):
-            raise ConfigError(name, text, "no such key; the keys are in docs/configuration.md")
+            raise ConfigError(name, _HIDDEN, "no such key; the keys are in docs/configuration.md")
 
 
 def _read_variable(name: str, text: str, kind: Any) -> Any:
@@ -420,7 +427,7 @@ def _read_variable(name: str, text: str, kind: Any) -> Any:
         try:
             return msgspec.json.decode(text)
         except msgspec.DecodeError:
-            shown = "…" if kind == tuple[EndpointConfig, ...] or _is_table(kind) else text
+            shown = _HIDDEN if kind == tuple[EndpointConfig, ...] or _is_table(kind) else text
             raise ConfigError(name, shown, "must be JSON: " + _right(kind, None)) from None
     if _is_list(kind):
         return [item.strip() for item in text.split(",") if item.strip()]
@@ -482,10 +489,8 @@ def _convert(values: dict[str, Any]) -> Config:
         key = path.strip("`").removeprefix("$.").removesuffix("[...]")
         section, _, name = re.sub(r"\[.*", "", key).partition(".")
         right = _right(_sections()[section][name], getattr(getattr(Config(), section), name))
-        # Headers of endpoints are secrets.
-        raise ConfigError(
-            key, "…" if section in ("notifications", "tracing") else _look_up(values, key), right
-        ) from None
+        is_secret = section in _SECRET_SECTIONS or f"{section}.{name}" in _SECRET_KEYS
+        raise ConfigError(key, _HIDDEN if is_secret else _look_up(values, key), right) from None
 
 
 def _look_up(values: Any, path: str) -> Any:

@@ -42,8 +42,16 @@ def check(config: Config) -> None:
             raise ConfigError(f"http.{key}", value, f"a number from {low} to {high:.0f}")
     if "\0" in config.audit.path:
         raise ConfigError("audit.path", config.audit.path, "the path of a file")
+    places = {parse_host_port("http.listen", split_place(address)) for address in config.http.listen}
     for address in config.metrics.listen:
-        parse_host_port("metrics.listen", address)
+        place = parse_host_port("metrics.listen", address)
+        if place in places and place[1]:
+            raise ConfigError(
+                "metrics.listen", address, "is where clients come already (http.listen): choose another port"
+            )
+    for pattern in config.registry.immutable_tags:
+        if not re.search(r"[:*?\[]", pattern):
+            raise ConfigError("registry.immutable_tags", pattern, 'fits no tag; a pattern is as "team-a/*:v*"')
     _check_endpoints(config.notifications.endpoints)
     _check_tracing(config.tracing)
     if "\0" in config.access_log.path:
@@ -95,6 +103,11 @@ def check(config: Config) -> None:
         )
 
 
+def split_place(address: str) -> str:
+    """The `host:port` of *address*, which may say before it whether it is TLS."""
+    return address.removeprefix("http://").removeprefix("https://")
+
+
 def _check_listen(http: HttpConfig) -> None:
     for network in http.trusted_proxies:
         try:
@@ -103,8 +116,7 @@ def _check_listen(http: HttpConfig) -> None:
             right = "an address or a network, as 127.0.0.1 or 10.0.0.0/8"
             raise ConfigError("http.trusted_proxies", network, right) from None
     for address in http.listen:
-        place = address.removeprefix("http://").removeprefix("https://")
-        parse_host_port("http.listen", place)
+        parse_host_port("http.listen", split_place(address))
         if address.startswith("https://") and not http.tls_certificate:
             raise ConfigError(
                 "http.listen",

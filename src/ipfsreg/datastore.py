@@ -92,6 +92,8 @@ def psk_of(config: Config) -> bytes | None:
 def _make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError("node.datastore_path", str(path), "must be a directory, and there is a file") from None
     except OSError as error:
         raise ConfigError("node.datastore_path", str(path), f"cannot be created: {error.strerror}") from None
 

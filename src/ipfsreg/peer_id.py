@@ -39,10 +39,11 @@ class PeerId:
         if len(text) > MAX_PEER_ID_CHARACTERS:
             raise MalformedData(f"{len(text)} characters are not a peer ID")
         try:
-            raw = base58.b58decode(text)
+            return cls.decode(base58.b58decode(text))
         except ValueError as error:
             raise MalformedData(f"{text!r} is not a peer ID: {error}") from None
-        return cls.decode(raw)
+        except MalformedData:
+            raise MalformedData(f"{text!r} is not a peer ID") from None
 
     @classmethod
     def decode(cls, raw: bytes) -> PeerId:

@@ -67,12 +67,24 @@ def test_a_directory_with_quotes_and_line_ends_in_its_name_is_taken(tmp_path: Pa
     ],
 )
 def test_a_wrong_argument_leaves_nothing_in_the_way_of_a_right_one(
-    tmp_path: Path, joins: list[str], listen: str | None, http: str | None, told: str
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    joins: list[str],
+    listen: str | None,
+    http: str | None,
+    told: str,
 ) -> None:
+    key = init(tmp_path_factory.mktemp("other")).swarm_key
     with pytest.raises(ConfigError, match=told):
-        init(tmp_path / "a", *joins, listen=listen, http=http)
+        init(tmp_path / "a", *joins, swarm_key=key, listen=listen, http=http)
     assert files(tmp_path) == []
-    init(tmp_path / "a", f"/ip4/192.0.2.1/tcp/4619/p2p/{PEER}")
+    init(tmp_path / "a", f"/ip4/192.0.2.1/tcp/4619/p2p/{PEER}", swarm_key=key)
+
+
+def test_nobody_joins_a_swarm_with_a_new_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--join .*needs --swarm-key FILE"):
+        init(tmp_path / "a", f"/ip4/192.0.2.1/tcp/4619/p2p/{PEER}")
+    assert files(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["node.toml", "swarm.key"])

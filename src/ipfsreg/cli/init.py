@@ -93,6 +93,9 @@ def initialise(
         ConfigError: there is a node already, the directory cannot be written, or an argument is not what it should be.
             Then no file of ours is left there.
     """
+    if joins and swarm_key is None:
+        right = "needs --swarm-key FILE, the swarm.key of that node: with a new one nobody there would answer"
+        raise ConfigError("--join", joins[0], right)
     directory = directory.absolute()
     config_path, key_path = directory / "node.toml", directory / "swarm.key"
     if swarm_key is not None:

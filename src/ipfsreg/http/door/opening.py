@@ -76,7 +76,9 @@ def _keeper(auth: AuthConfig, secret: bytes, reloaded: list[Reloaded]) -> Keeper
         for key in ("rules", "groups", "admins", "anonymous_pull", "realm"):
             if getattr(auth, key):
                 right = "means nothing while everybody may do everything: set auth.htpasswd or [[auth.issuers]] too"
-                raise ConfigError(f"auth.{key}", getattr(auth, key), right)
+                value = getattr(auth, key)
+                shown = f"{len(value)} tables" if key in ("rules", "groups") else value
+                raise ConfigError(f"auth.{key}", shown, right)
         return None
     passwords = tokens = issuers = None
     if auth.htpasswd:

@@ -120,6 +120,47 @@ async def test_a_full_disk_leaves_the_upload_where_it_was(
         await upload.write(pattern(4 * MIB))
 
 
+async def test_a_full_disk_is_told_by_the_next_buffer_and_the_upload_goes_on(
+    open_store: OpenStore, small_disk: Callable[[int], None]
+) -> None:
+    small_disk(4 * MIB)
+    data = pattern(8 * MIB)
+    async with open_store() as (_, blobs):
+        upload = await blobs.create_upload()
+
+        async def pour() -> None:
+            for start in range(0, len(data), 100_000):
+                buffer = await upload.buffer()
+                buffer[:100_000] = data[start : start + 100_000]
+                upload.append(100_000)
+
+        with pytest.raises(StoreFull):
+            await pour()
+        await upload.settle()
+        size = upload.offset
+        assert 0 < size < 4 * MIB
+        await upload.write(data[size : size + 1000])
+        await upload.commit(Digest.of(data[: size + 1000]))
+        await blobs.verify(Digest.of(data[: size + 1000]))
+
+
+async def test_an_upload_that_expires_while_bytes_arrive_keeps_its_buffer_until_they_are_over(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    async with open_store() as (_, blobs):
+        upload = await blobs.create_upload()
+        buffers = blobs._shelf.buffers
+        buffer = await upload.buffer()
+        assert await blobs.expire_uploads(-60) == 1
+        buffer[:4] = b"late"
+        assert buffers._lent == 1, "another push would get it while it is being filled"
+        with pytest.raises(UploadUnknown):
+            upload.append(4)
+        await upload.settle()
+        assert buffers._lent == 0
+        assert not list((tmp_path / "store" / "uploads").iterdir())
+
+
 async def test_a_disk_without_a_single_free_page_refuses_every_write(
     open_store: OpenStore, small_disk: Callable[[int], None], tmp_path: Path
 ) -> None:

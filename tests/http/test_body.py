@@ -17,6 +17,7 @@ class Wire:
         self.invitations = 0
         self.held = 0
         self.settled = False
+        self.gathered = 0
 
     async def receive_into(self, buffer: memoryview) -> int:
         if not self.pieces:
@@ -27,6 +28,10 @@ class Wire:
         if piece[count:]:
             self.pieces.insert(0, piece[count:])
         return count
+
+    async def gather_into(self, buffer: memoryview) -> int:
+        self.gathered += 1
+        return await self.receive_into(buffer)
 
     async def invite(self) -> None:
         self.invitations += 1
@@ -144,18 +149,55 @@ async def test_a_fixed_body_never_reads_into_the_next_request() -> None:
     assert wire.pieces == [b"GET /"]
 
 
-async def test_a_piece_stays_while_the_next_one_arrives() -> None:
-    size = 2 * PIECE_BYTES + 5
-    data = bytes(range(256)) * (size // 256) + bytes(5)
-    body = FixedBody(Wire(data), b"", len(data))
-    whole = b""
-    before = None
-    while piece := await body.read():
-        if before is not None:
-            whole += before
-        before = piece
-    assert before is not None
-    assert whole + before == data
+async def read_into(body: FixedBody | ChunkedBody, size: int) -> tuple[bytes, int]:
+    """All of *body* through buffers of *size*, and how many were filled."""
+    whole, count = b"", 0
+    buffer = memoryview(bytearray(size))
+    while filled := await body.read_into(buffer):
+        whole += buffer[:filled]
+        count += 1
+    return whole, count
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 30, 1000])
+async def test_a_body_fills_the_buffers_of_its_reader(size: int) -> None:
+    for first in range(len(PAYLOAD) + 1):
+        rest = PAYLOAD[first:]
+        wire = Wire(*(rest[start : start + 3] for start in range(0, len(rest), 3)))
+        body = FixedBody(wire, PAYLOAD[:first], len(PAYLOAD))
+        assert await read_into(body, size) == (PAYLOAD, -(-len(PAYLOAD) // size))
+        assert body.exhausted
+        assert wire.returned == b""
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 30, 1000])
+async def test_a_chunked_body_reads_the_same_into_buffers_of_any_size(size: int) -> None:
+    for first in range(len(CHUNKED) + 1):
+        for step in (1, 2, 5, 100):
+            rest = CHUNKED[first:] + b"GET"
+            wire = Wire(*(rest[start : start + step] for start in range(0, len(rest), step)))
+            body = ChunkedBody(wire, CHUNKED[:first])
+            assert (await read_into(body, size))[0] == PAYLOAD
+            assert body.exhausted
+            assert (wire.returned + b"".join(wire.pieces)) == b"GET"
+
+
+async def test_a_stream_of_chunks_fills_the_buffer_and_a_small_one_is_not_waited_for() -> None:
+    chunk = b"8000\r\n" + bytes(0x8000) + b"\r\n"
+    wire = Wire(*[chunk + chunk] * 5, b"0\r\n\r\n")
+    body = ChunkedBody(wire, b"")
+    assert await read_into(body, 1 << 20) == (bytes(10 * 0x8000), 1)
+    small = Wire(b"5\r\nhello\r\n", b"0\r\n\r\n")
+    assert await read_into(ChunkedBody(small, b""), 1 << 20) == (b"hello", 1)
+    assert small.gathered == 0, "its sender may wait for the answer already"
+
+
+async def test_what_came_before_the_client_was_gone_is_given_first() -> None:
+    body = FixedBody(Wire(b"ab", b"c"), b"", 4)
+    buffer = memoryview(bytearray(10))
+    assert await body.read_into(buffer) == 3
+    with pytest.raises(ClientGone):
+        await body.read_into(buffer)
 
 
 async def test_the_client_is_invited_only_when_its_body_is_wanted() -> None:

@@ -49,6 +49,9 @@ class NoBody:
     async def read(self) -> memoryview:
         return memoryview(b"")
 
+    async def read_into(self, buffer: memoryview) -> int:
+        return 0
+
     async def read_all(self, limit: int) -> bytes:
         return b""
 

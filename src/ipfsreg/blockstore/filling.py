@@ -97,4 +97,4 @@ def _fill(file: int, pieces: Sequence[_Piece], hasher: Hasher | None, prefix: in
         if piece.error is None:
             for offset in piece.offsets:
                 if offset == hasher.position:
-                    hasher.take(piece.content)
+                    hasher.take_content(piece.content)

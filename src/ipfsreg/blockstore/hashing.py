@@ -45,18 +45,29 @@ def _piece() -> memoryview:
 
 
 class Hasher:
-    """The OCI digest and the leaves of the first `position` bytes of a file. Not for two threads at once."""
+    """The OCI digest and the leaves of the first `position` bytes of a file.
+
+    Two threads may work on it at once: one on the digest, one on the leaves.
+    """
 
     def __init__(self, algorithm: str, *, leaves: bool) -> None:
         """*leaves*: build the UnixFS DAG too."""
         self.algorithm = algorithm
-        self.position = 0
         self._content = hashlib.new(algorithm)
+        self._content_position = 0
         self._leaf = hashlib.sha256()
+        self._leaves_position = 0
         self._builder = Builder() if leaves else None
 
+    @property
+    def position(self) -> int:
+        """How far both are."""
+        if self._builder is None:
+            return self._content_position
+        return min(self._content_position, self._leaves_position)
+
     def advance(self, path: Path, end: int) -> None:
-        """Hash on to *end*: a multiple of the leaf size, or the end of the file.
+        """Hash on to *end*.
 
         Raises:
             StoreDamaged: the file is shorter.
@@ -70,31 +81,37 @@ class Hasher:
 
     def advance_in(self, file: int, end: int, name: str) -> None:
         """The same in an open file, called *name* where it is too short."""
-        while self.position < end:
-            leaf_end = min(end, self.position - self.position % LEAF_BYTES + LEAF_BYTES)
-            piece = _piece()[: leaf_end - self.position]
-            size = os.preadv(file, [piece], self.position)
+        while (position := self.position) < end:
+            piece = _piece()[: end - position]
+            size = os.preadv(file, [piece], position)
             if not size:
-                raise StoreDamaged(f"{name} ends at byte {self.position} of {end}")
-            self._take(piece[:size], leaf_end)
+                raise StoreDamaged(f"{name} ends at byte {position} of {end}")
+            self.take_content(piece[:size])
+            self.take_leaves(piece[:size])
 
-    def take(self, content: bytes | memoryview) -> None:
-        """Hash *content*, which was written at `position`, without reading it back. Not where leaves are hashed too."""
-        assert self._builder is None
-        self._content.update(content)
-        self.position += len(content)
+    def take_content(self, data: bytes | memoryview) -> None:
+        """*data* follow: on with the digest."""
+        self._content.update(data)
+        self._content_position += len(data)
 
-    def _take(self, piece: memoryview, leaf_end: int) -> None:
-        self._content.update(piece)
-        position = self.position + len(piece)
-        if self._builder is not None:
+    def take_leaves(self, data: memoryview) -> None:
+        """*data* follow: on with the leaves, if there are any."""
+        if self._builder is None:
+            return
+        position = self._leaves_position
+        while data:
+            piece = data[: LEAF_BYTES - position % LEAF_BYTES]
+            data = data[len(piece) :]
             self._leaf.update(piece)
-            if position == leaf_end:
-                cid = Cid.from_sha256(RAW, self._leaf.digest())
-                self._builder.add_leaf(cid, position - self._builder.size)
-                self._leaf = hashlib.sha256()
+            position += len(piece)
+            if position % LEAF_BYTES == 0:
+                self._close_leaf(self._builder, position)
         # Last: who sees it from another thread, and finds the end reached, takes digest and layout at once.
-        self.position = position
+        self._leaves_position = position
+
+    def _close_leaf(self, builder: Builder, end: int) -> None:
+        builder.add_leaf(Cid.from_sha256(RAW, self._leaf.digest()), end - builder.size)
+        self._leaf = hashlib.sha256()
 
     @property
     def hex(self) -> str:
@@ -102,8 +119,10 @@ class Hasher:
         return self._content.hexdigest()
 
     def layout(self) -> Layout:
-        """The DAG. The hasher is used up."""
+        """The DAG, of a file that ends here. The hasher is used up."""
         assert self._builder is not None
+        if self._builder.size < self._leaves_position:
+            self._close_leaf(self._builder, self._leaves_position)
         return self._builder.finish()
 
 
@@ -122,8 +141,8 @@ class Follower:
         self._failure: StoreError | None = None
 
     def extend(self, end: int) -> None:
-        """The file is written up to *end*. Whole leaves are hashed in the background."""
-        self._end = max(self._end, end - end % LEAF_BYTES)
+        """The file is written up to *end*, and is hashed up to there in the background."""
+        self._end = max(self._end, end)
         if self._end > self.hasher.position and not self._running and self._failure is None:
             self._running = True
             self._spawn(self._run)

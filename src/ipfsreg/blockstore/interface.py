@@ -130,8 +130,30 @@ class BlobUpload(Protocol):
             TooManyRequests: too many bytes are unfinished.
         """
 
+    async def buffer(self) -> memoryview:
+        """Where to receive the next bytes, for `append`: the same one until that is called.
+
+        Waits while the disk is behind. Raises what an earlier piece failed with, as `settle`.
+        """
+
+    def append(self, size: int) -> None:
+        """Append the first *size* bytes of the buffer that was given last. It is written and hashed in the background.
+
+        Raises:
+            StoreFull: they do not count, but are still in the buffer, and may be appended again.
+        """
+
+    async def settle(self) -> None:
+        """Return when all that was appended is written, and give the buffer back. Not cancelled, soon over.
+
+        To be called before the upload is left to others, whatever has happened.
+
+        Raises:
+            StoreFull, UploadUnknown: `offset` is the end of what is written. The upload can go on from there.
+        """
+
     async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append *data*. Returns when the buffer is the caller's again; waits while the disk is behind.
+        """Append *data*, and settle. Returns when the buffer is the caller's again; waits while the disk is behind.
 
         Raises:
             StoreFull: nothing of *data* counts; the upload stays at its offset.

@@ -40,6 +40,8 @@ from ipfsreg.ipld.builder import V1_2025, build, cut
 from ipfsreg.ipld.cid import IDENTITY, Cid
 from ipfsreg.oci.digest import Digest
 
+_BUFFER_BYTES = 64 * 1024
+
 _OWN = "put"
 """Who holds a block that was put by itself; other holders are digests of blobs."""
 
@@ -129,6 +131,7 @@ class MemoryUpload:
         self.touched = time.monotonic()
         self._store = store
         self._data = bytearray()
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
 
     @property
     def offset(self) -> int:
@@ -140,6 +143,19 @@ class MemoryUpload:
 
     def expect(self, size: int) -> None:
         self._check_open()
+
+    async def buffer(self) -> memoryview:
+        self._check_open()
+        await trio.lowlevel.checkpoint()
+        return self._buffer
+
+    def append(self, size: int) -> None:
+        self._check_open()
+        self._data += self._buffer[:size]
+        self.touched = time.monotonic()
+
+    async def settle(self) -> None:
+        await trio.lowlevel.checkpoint()
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         self._check_open()

@@ -71,8 +71,8 @@ class Room:
         """How many bytes of a disk of *total* nobody may fill."""
         return min(self._limits.reserve_bytes, total // RESERVED_PART)
 
-    def check_upload(self, key: str, more: int) -> None:
-        """Whether *more* bytes of the upload *key* fit.
+    def check_upload(self, key: str, more: int, unwritten: int = 0) -> None:
+        """Whether *more* bytes of the upload *key* fit, *unwritten* ones of it being on their way to the disk.
 
         Raises:
             StoreFull: they do not.
@@ -91,7 +91,7 @@ class Room:
                 "(store.max_upload_bytes)",
                 FINISH_FIRST_S,
             )
-        self._check(more, self._promised_beside(key), "of the upload")
+        self._check(more, self._promised_beside(key), "of the upload", unwritten=unwritten)
 
     def promise_arrival(self, key: str, more: int, *, is_counted: bool) -> None:
         """*more* bytes of a blob are to be fetched, until `forget`. *is_counted*: all of it counts as stored already.
@@ -104,8 +104,8 @@ class Room:
             self._counted[key] = more
             self._uncounted += more
 
-    def _check(self, more: int, promised: int, what: str, *, is_counted: bool = False) -> None:
-        to_come = promised + self.arriving()
+    def _check(self, more: int, promised: int, what: str, *, is_counted: bool = False, unwritten: int = 0) -> None:
+        to_come = promised + self.arriving() + unwritten
         free, total = self._disk.space()
         kept = self.kept_free(total)
         if more + to_come + kept > free:

@@ -28,9 +28,11 @@ import trio
 
 from ipfsreg.blockstore.arrivals import ArrivalFeed
 from ipfsreg.blockstore.checked import Checked
+from ipfsreg.blockstore.crew import Crew
 from ipfsreg.blockstore.disk import Disk, naming_errors
 from ipfsreg.blockstore.hashing import Follower, Hasher
 from ipfsreg.blockstore.index import FILE, INLINE, Index
+from ipfsreg.blockstore.intake import Buffers
 from ipfsreg.blockstore.interface import BlobInfo
 from ipfsreg.blockstore.outline import Leaf
 from ipfsreg.blockstore.room import Room
@@ -60,6 +62,9 @@ class Shelf:
         """Digests of whole blobs, and (digest, multihash) of single leaves."""
         self._nursery = nursery
         self._hash_threads = trio.CapacityLimiter(max(2, os.cpu_count() or 1))
+        self.crew = Crew(max(3, (os.cpu_count() or 1) + 1))
+        """Threads for what is being pushed."""
+        self.buffers = Buffers()
         self._turns: Turns[Digest] = Turns()
         self.leaving: set[str] = set()
         """Uploads that are published, and whose files are still to be removed."""

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import trio
 
-from ipfsreg.blockstore.disk import named, naming_errors, read_at, write_at
+from ipfsreg.blockstore.disk import named, naming_errors, read_at
 from ipfsreg.blockstore.hashing import digest_of_file
 from ipfsreg.blockstore.index import INLINE_BYTES
+from ipfsreg.blockstore.intake import Intake
 from ipfsreg.blockstore.interface import BlobInfo
 from ipfsreg.blockstore.outline import Leaf
 from ipfsreg.blockstore.shelf import Shelf
@@ -43,46 +44,86 @@ class DiskUpload:
     ) -> None:
         """*over* is called when there is nothing to resume any more."""
         self.id = upload_id
-        self.offset = offset
-        self.busy = False
-        """Bytes are being written or published now."""
+        self._is_committing = False
         self._path = shelf.disk.uploads / upload_id
         self._algorithm = algorithm
         self._shelf = shelf
         self._over = over
         self._is_over = False
         self._follower = shelf.follower(self._path, algorithm, leaves=True)
+        self._intake = Intake(self._path, offset, self._follower.hasher, shelf.crew, shelf.buffers)
         self._layout: Layout | None = None
         self._follower.extend(offset)
+
+    @property
+    def offset(self) -> int:
+        return self._intake.offset
+
+    @property
+    def busy(self) -> bool:
+        """Bytes are being written or published now."""
+        return self._is_committing or self._intake.is_busy
 
     def expect(self, size: int) -> None:
         self._check_open()
         self._shelf.room.promise(self.id, size)
 
+    async def buffer(self) -> memoryview:
+        self._check_open()
+        await self._wait_behind()
+        while (buffer := await self._intake.buffer()) is None:
+            await self.settle()  # raises what went wrong
+        return buffer
+
+    async def _wait_behind(self) -> None:
+        self._follow()
+        await self._follower.wait_behind(MAX_BEHIND_BYTES)
+
+    def _follow(self) -> None:
+        if self._intake.is_followed:
+            self._follower.extend(self._intake.written)
+
+    def append(self, size: int) -> None:
+        self._check_open()
+        self._shelf.room.check_upload(self.id, size, self.offset - self._intake.written)
+        self._intake.append(size)
+        self._shelf.room.took(self.id, self.offset, size)
+
+    async def settle(self) -> None:
+        try:
+            await self._intake.settle()
+        except Exception:
+            # The hasher may have seen what does not count: from the start, out of the file.
+            self._follower = self._shelf.follower(self._path, self._algorithm, leaves=True)
+            self._intake.hasher = self._follower.hasher
+            if not self._is_over:
+                self._shelf.room.took(self.id, self.offset, 0)
+            raise
+        finally:
+            if not self._is_over:
+                self._follow()
+
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         self._check_open()
-        await self._follower.wait_behind(MAX_BEHIND_BYTES)
-        size = memoryview(data).nbytes
-        self._shelf.room.check_upload(self.id, size)
-        self.busy = True
-        try:
-            await trio.to_thread.run_sync(_append, self._path, data, self.offset)
-        finally:
-            self.busy = False
-        self.offset += size
-        self._shelf.room.took(self.id, self.offset, size)
-        self._follower.extend(self.offset)
+        await self._wait_behind()
+        await trio.lowlevel.checkpoint()
+        view = memoryview(data).cast("B")
+        self._shelf.room.check_upload(self.id, len(view))
+        self._intake.append_data(view)
+        self._shelf.room.took(self.id, self.offset, len(view))
+        await self.settle()
 
     async def commit(self, digest: Digest) -> BlobInfo:
         self._check_open()
-        self.busy = True
+        await self.settle()
+        self._is_committing = True
         try:
             if self.offset <= INLINE_BYTES:
                 info = await self._commit_inline(digest)
             else:
                 info = await self._commit_file(digest)
         finally:
-            self.busy = False
+            self._is_committing = False
         self._end()
         return info
 
@@ -123,6 +164,7 @@ class DiskUpload:
     async def abort(self) -> None:
         if not self._is_over:
             self._end()
+            await self._intake.idle()
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._shelf.disk.remove, self._path)
 
@@ -204,17 +246,6 @@ class UploadBook:
                 continue
             expired += 1
         return expired
-
-
-def _append(path: Path, data: bytes | bytearray | memoryview, offset: int) -> None:
-    """Write *data* at the end of the file, wholly or not at all."""
-    try:
-        write_at(path, data, offset)
-    except FileNotFoundError:
-        raise UploadUnknown(f"upload {path.name} has expired") from None
-    except OSError as error:
-        os.truncate(path, offset)
-        raise named(error) from error
 
 
 def _last_written(directory: Path) -> list[tuple[str, float]]:

@@ -1,9 +1,7 @@
-"""Request bodies: Content-Length and chunked, received into two buffers that take turns.
+"""Request bodies: Content-Length and chunked, received into buffers of whoever reads, or into one of their own.
 
-Bytes are copied once, by the kernel, into a buffer of `PIECE_BYTES`; the reader gets views of it. Two buffers, because
-a piece has to stay while it is hashed and written in a thread and the next one already arrives. Chunk framing is taken
-out in place, so that many small chunks become one large piece: a piece costs its reader a thread switch, a chunk
-should not.
+Bytes are copied once, by the kernel. Chunk framing is taken out in place, so that many small chunks become one large
+piece: a piece costs its reader a thread switch, a chunk should not.
 """
 
 from __future__ import annotations
@@ -12,8 +10,11 @@ from typing import Protocol
 
 from ipfsreg.http.request import Body, BodyTooLarge, ClientGone, RequestRefused
 
-PIECE_BYTES = 256 * 1024
-"""The largest piece. Twice this is what an upload under way holds."""
+PIECE_BYTES = 64 * 1024
+"""The largest piece of `read`, and what it holds."""
+
+_STREAM_BYTES = 64 * 1024
+"""Whoever has sent this much of a body whose end is not known will send more at once."""
 
 _MAX_CHUNK_LINE_BYTES = 256
 _MAX_TRAILER_BYTES = 8192
@@ -26,6 +27,9 @@ class Receiver(Protocol):
 
     async def receive_into(self, buffer: memoryview) -> int:
         """Wait for bytes, then take what has arrived, at most *buffer*; 0: the client ended. Raises ClientGone."""
+
+    async def gather_into(self, buffer: memoryview) -> int:
+        """Take what has arrived; else wait for a good part of *buffer*, a moment. 0: nothing, or the client ended."""
 
     async def invite(self) -> None:
         """Tell a client that waits for `100 Continue` to go on; otherwise do nothing."""
@@ -41,26 +45,22 @@ class Receiver(Protocol):
 
 
 class _Pieces:
-    """What both kinds of body share: two buffers in turn."""
+    """What both kinds of body share."""
 
-    __slots__ = ("_buffers", "_first", "_receiver", "_size", "_turn", "exhausted")
+    __slots__ = ("_buffer", "_first", "_receiver", "_size", "exhausted")
 
     def __init__(self, receiver: Receiver, first: bytes, size: int) -> None:
-        """*first*: bytes that arrived with the head. *size* of each buffer."""
+        """*first*: bytes that arrived with the head. *size* of the buffer for `read`."""
         self._receiver = receiver
         self._first = first
         self._size = size
-        self._buffers: list[memoryview] = []
-        self._turn = 0
+        self._buffer: memoryview | None = None
         self.exhausted = False
 
-    def _next_buffer(self) -> memoryview:
-        if len(self._buffers) < 2:
-            self._buffers.append(memoryview(bytearray(self._size)))
-            return self._buffers[-1]
-        buffer = self._buffers[self._turn]
-        self._turn ^= 1
-        return buffer
+    def _own_buffer(self) -> memoryview:
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(self._size))
+        return self._buffer
 
     async def _receive(self, buffer: memoryview) -> int:
         """Fill *buffer* with the bytes that came with the head, else from the connection."""
@@ -75,6 +75,10 @@ class _Pieces:
         if count == 0:
             raise ClientGone("the client ended in the middle of its request body")
         return count
+
+    async def _gather(self, buffer: memoryview) -> int:
+        """More for *buffer*, if it comes at once; else 0."""
+        return await (self._receive(buffer) if self._first else self._receiver.gather_into(buffer))
 
 
 async def _read_all(body: Body, receiver: Receiver, limit: int) -> bytes:
@@ -113,13 +117,28 @@ class FixedBody(_Pieces):
         """See `Body.read`."""
         if not self._left:
             return _NOTHING
-        buffer = self._next_buffer()
-        if len(buffer) > self._left:
-            buffer = buffer[: self._left]
-        count = await self._receive(buffer)
+        buffer = self._own_buffer()
+        count = await self._receive(buffer[: self._left])
+        self._took(count)
+        return buffer[:count]
+
+    def _took(self, count: int) -> None:
         self._left -= count
         self.exhausted = self._left == 0
-        return buffer[:count]
+
+    async def read_into(self, buffer: memoryview) -> int:
+        """See `Body.read_into`."""
+        if not self._left:
+            return 0
+        buffer = buffer[: self._left]
+        filled = 0
+        while filled < len(buffer):
+            count = await (self._gather(buffer[filled:]) if filled else self._receive(buffer))
+            if not count:
+                break
+            self._took(count)
+            filled += count
+        return filled
 
     async def read_all(self, limit: int) -> bytes:
         """See `Body.read_all`."""
@@ -139,17 +158,34 @@ class ChunkedBody(_Pieces):
 
     async def read(self) -> memoryview:
         """See `Body.read`."""
-        buffer = self._next_buffer() if not self.exhausted else _NOTHING
+        buffer = self._own_buffer() if not self.exhausted else _NOTHING
         while not self.exhausted:
-            count = await self._receive(buffer)
-            payload, used = self._decoder.decode(buffer[:count])
-            if self._decoder.finished:
-                self.exhausted = True
-                # What came with the head and was not even copied into the buffer comes after what was.
-                self._receiver.give_back(bytes(buffer[used:count]) + self._first)
-            if payload:
+            if payload := self._decode(buffer, await self._receive(buffer)):
                 return buffer[:payload]
         return _NOTHING
+
+    def _decode(self, buffer: memoryview, count: int) -> int:
+        """Take the framing out of the first *count* bytes; return how many are left."""
+        payload, used = self._decoder.decode(buffer[:count])
+        if self._decoder.finished:
+            self.exhausted = True
+            # What came with the head and was not even copied into the buffer comes after what was.
+            self._receiver.give_back(bytes(buffer[used:count]) + self._first)
+        return payload
+
+    async def read_into(self, buffer: memoryview) -> int:
+        """See `Body.read_into`."""
+        filled = received = 0
+        while filled < len(buffer) and not self.exhausted:
+            rest = buffer[filled:]
+            if not filled:
+                count = await self._receive(rest)
+            # Who ended here waits for the answer already: more is only waited for where much has come.
+            elif (received < _STREAM_BYTES and not self._first) or not (count := await self._gather(rest)):
+                break
+            received += count
+            filled += self._decode(rest, count)
+        return filled
 
     async def read_all(self, limit: int) -> bytes:
         """See `Body.read_all`."""

@@ -48,12 +48,18 @@ class Body(Protocol):
     async def read(self) -> memoryview:
         """The next piece, at most `PIECE_BYTES`; empty at the end.
 
-        A piece stays as it is until the read after the next one *begins*, so one can be stored while the next
-        arrives. The first read answers `Expect: 100-continue`.
+        A piece stays as it is until the next read. The first read answers `Expect: 100-continue`.
 
         Raises:
             ClientGone: the body will not become whole.
             RequestRefused: broken chunk framing.
+        """
+
+    async def read_into(self, buffer: memoryview) -> int:
+        """Fill *buffer* with what follows; return how many bytes.
+
+        Fewer where the client is not that fast, 0 at the end. Raises as `read`. Cancelled: what came into *buffer* is
+        lost.
         """
 
     async def read_all(self, limit: int) -> bytes:
@@ -68,6 +74,10 @@ class NoBytes:
     async def read(self) -> memoryview:
         await trio.lowlevel.checkpoint()
         return memoryview(b"")
+
+    async def read_into(self, buffer: memoryview) -> int:
+        """See `Body.read_into`."""
+        return 0
 
     async def read_all(self, limit: int) -> bytes:
         await trio.lowlevel.checkpoint()

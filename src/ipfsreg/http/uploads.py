@@ -7,14 +7,14 @@ resolves them against the URL it asked (RFC 9110, 10.2.2).
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import trio
 
-from ipfsreg.errors import BlobUnknown, NameUnknown, RangeInvalid, SizeInvalid
+from ipfsreg.errors import BlobUnknown, IpfsregError, NameUnknown, RangeInvalid, SizeInvalid
 from ipfsreg.http.errors import error_body
 from ipfsreg.http.paths import AppendUpload, CancelUpload, FinishUpload, GetUpload, StartUpload
-from ipfsreg.http.request import Request
+from ipfsreg.http.request import Body, Request
 from ipfsreg.http.responses import Header, Response
 from ipfsreg.oci.names import RepositoryName
 from ipfsreg.oci.ranges import parse_content_range
@@ -113,12 +113,25 @@ async def _receive(request: Request, session: UploadSession) -> None:
         if start != session.offset:
             raise OutOfOrder(f"the next byte is {session.offset}, the chunk begins at {start}")
     await session.expect(body.length if left is None else left)
-    while piece := await body.read():
+    if body.length == 0:
+        return
+    try:
+        await _pour(body, session, left)
+    except BaseException:  # whatever it is: what has come is written, and the buffer is given back
+        with suppress(IpfsregError):
+            await session.settle()
+        raise
+    await session.settle()
+
+
+async def _pour(body: Body, session: UploadSession, left: int | None) -> None:
+    """*left*: bytes it has to have. Raises SizeInvalid where it has not, and what `read_into` and `buffer` raise."""
+    while count := await body.read_into(await session.buffer()):
         if left is not None:
-            left -= len(piece)
+            left -= count
             if left < 0:
                 raise SizeInvalid("the body is longer than its Content-Range")
-        await session.write(piece)
+        await session.append(count)
     if left:
         raise SizeInvalid(f"the body is {left} bytes shorter than its Content-Range")
 

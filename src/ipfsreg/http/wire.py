@@ -28,6 +28,8 @@ class Wire(Protocol):
 
     def send(self, data: bytes | bytearray | memoryview, flags: int = ..., /) -> int: ...
 
+    def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
+
     def shutdown(self, how: int, /) -> None: ...
 
     def close(self) -> None: ...
@@ -126,6 +128,10 @@ class TlsWire:
         # It would wait for the client to say so too, which nobody has to; or the client is gone.
         with suppress(OSError, ValueError):
             self._tls.unwrap()
+
+    def setsockopt(self, level: int, option: int, value: int, /) -> None:
+        """As of a socket: it means the bytes below TLS."""
+        self._tls.setsockopt(level, option, value)
 
     def shutdown(self, how: int, /) -> None:
         """As of a socket; from here on what is received is not decrypted."""

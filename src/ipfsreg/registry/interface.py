@@ -99,8 +99,24 @@ class UploadSession(Protocol):
     def rest(self) -> None:
         """Nothing more comes by the request that held it. Raises UploadUnknown: it is over."""
 
+    async def buffer(self) -> memoryview:
+        """Where to receive the next bytes, for `append`: the same one until that is called.
+
+        Waits while the disk is behind. Raises what an earlier piece failed with, as `settle`.
+        """
+
+    async def append(self, size: int) -> None:
+        """Append the first *size* bytes of the buffer that was given last. Raises StoreFull, QuotaExceeded."""
+
+    async def settle(self) -> None:
+        """Return when all that was appended is written, and give the buffer back. Not cancelled, soon over.
+
+        To be called before the session is released, whatever has happened. Raises StoreFull: what does not fit does not
+        count.
+        """
+
     async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append. Raises StoreFull. Cancelled: *data* counts wholly or not at all."""
+        """Append, and settle. Raises StoreFull. Cancelled: *data* counts wholly or not at all."""
 
     async def finish(self, digest: Digest) -> BlobStat:
         """Publish as *digest* in the repository; on return it survives a power cut. The session is over.

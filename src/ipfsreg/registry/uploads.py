@@ -72,6 +72,22 @@ class Upload:
                 raise
             await self._bytes.write(data)
 
+    async def buffer(self) -> memoryview:
+        return await self._bytes.buffer()
+
+    async def append(self, size: int) -> None:
+        if self._uploads.quotas.of(self.id) < self.offset + size:
+            self._count(size)
+        try:
+            self._bytes.append(size)
+        except StoreFull:
+            if not await self._uploads.evictor.make_room(size):
+                raise
+            self._bytes.append(size)
+
+    async def settle(self) -> None:
+        await self._bytes.settle()
+
     async def finish(self, digest: Digest) -> BlobStat:
         self._uploads.quotas.came(self.id)
         self._uploads.quotas.check(self.repository, self.offset, digest)

@@ -198,6 +198,22 @@ async def _push(blobs: BlobStore, data: bytes, *, piece: int = 300_000, algorith
     return await upload.commit(Digest.of(data, algorithm))
 
 
+async def _pour(blobs: BlobStore, data: bytes) -> BlobInfo:
+    """The same through the store's own buffers."""
+    upload = await blobs.create_upload()
+    start = 0
+    while start < len(data):
+        buffer = await upload.buffer()
+        assert (await upload.buffer()).obj is buffer.obj
+        piece = data[start : start + len(buffer)]
+        buffer[: len(piece)] = piece
+        upload.append(len(piece))
+        start += len(piece)
+        assert upload.offset == start
+    await upload.settle()
+    return await upload.commit(Digest.of(data))
+
+
 async def _assert_whole(
     blocks: Blockstore, blobs: BlobStore, data: bytes, profile: Profile = V1_2025, algorithm: str = "sha256"
 ) -> None:
@@ -229,6 +245,7 @@ async def _pushes(blocks: Blockstore, blobs: BlobStore) -> None:
         for piece in (max(size, 1), 300_000):
             info = await _push(blobs, data, piece=piece)
             assert info == BlobInfo(Digest.of(data), size, build(data).root)
+            assert await _pour(blobs, data) == info
             await _assert_whole(blocks, blobs, data)
 
 
@@ -241,6 +258,7 @@ async def _wrong_digests(blocks: Blockstore, blobs: BlobStore) -> None:
         _assert_gone(blocks, blobs, data)
         await _raises(UploadUnknown, blobs.resume_upload, upload.id)
         await _raises(UploadUnknown, upload.write, b"more")
+        await _raises(UploadUnknown, upload.buffer)
         await _raises(UploadUnknown, upload.commit, Digest.of(data))
     await _raises(DigestMismatch, blobs.put_whole, b"data", Digest.of(b"other data"))
     assert list(blobs.blobs()) == []

@@ -67,3 +67,14 @@ def test_the_node_and_broadcast_of_the_wire_format_are_those_of_the_vectors() ->
     assert [str(node_cid(link)) for link in parsed.links] == vector["links"]
     assert decode_broadcast(broadcast, 4096) == [Head(cid.multihash)]
     assert encode_broadcasts([Head(cid.multihash)]) == [broadcast]
+
+
+def test_each_attack_that_the_architecture_names_has_its_tests() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\|.*::test_.*$", text, re.MULTILINE)
+    assert len(rows) > 30
+    for row in rows:
+        file = ""
+        for named, test in re.findall(r"`([a-z0-9_/.]*)::(test_\w+)`", row):
+            file = named or file
+            assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"

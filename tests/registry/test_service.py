@@ -795,3 +795,37 @@ async def test_policy_says_whether_a_fetch_outlives_its_readers(tmp_path: Path, 
 
 def _info(site: Site) -> PeerInfo:
     return PeerInfo(site.endpoint.peer_id, tuple(site.endpoint.listen_addrs()))
+
+
+class Slow(MemoryBlobStore):
+    """Takes a turn for each read, and knows how many are under way at most."""
+
+    under_way = most = 0
+
+    async def read_whole(self, digest: Digest, max_bytes: int) -> bytes:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            await trio.testing.wait_all_tasks_blocked()
+            return await super().read_whole(digest, max_bytes)
+        finally:
+            self.under_way -= 1
+
+
+@pytest.mark.parametrize(("size", "most"), [(3_000_000, 4), (100_000, 4), (1_000, 30)])
+async def test_of_large_manifests_few_are_read_at_once(tmp_path: Path, size: int, most: int) -> None:
+    document = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [], "annotations": {"a": "x" * size}}
+    async with open_site(MemorySwarm(), "alice", tmp_path, Slow) as alice:
+        data = json.dumps(document).encode()
+        await alice.registry.put_manifest(APP, LATEST, INDEX, data, ())
+        right = []
+
+        async def get() -> None:
+            right.append((await alice.registry.get_manifest(APP, LATEST)).data == data)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(30):
+                nursery.start_soon(get)
+        assert right == [True] * 30
+        assert isinstance(alice.blobs, Slow)
+        assert alice.blobs.most <= most

@@ -56,6 +56,8 @@ _JOIN_BYTES = 64 * 1024
 """Bodies up to this travel in one send with their head."""
 _SKIP_BYTES = 64 * 1024
 """An unread rest of a body up to this is read and dropped to keep the connection; for more, closing is cheaper."""
+_DROPPED = bytearray(64 * 1024)
+"""Where what nobody wants goes: of all connections, for thousands of refused ones linger at once."""
 _TLS_HANDSHAKE = 0x16
 _CLIENT_GONE = 499
 """What the access log says where nobody was left to answer, as nginx writes it."""
@@ -707,11 +709,10 @@ class Connection:
         overtakes the answer."""
         try:
             self._socket.shutdown(socket.SHUT_WR)
-            buffer = bytearray(64 * 1024)
             with trio.move_on_after(self._settings.linger_s):
                 while True:
                     await trio.lowlevel.wait_readable(self._descriptor)
-                    if not self._socket.recv_into(buffer):
+                    if not self._socket.recv_into(_DROPPED):
                         return
         except OSError as error:
             logger.debug("%s: gone while lingering: %s", self._peer, error)

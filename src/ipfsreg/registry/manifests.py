@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
+import trio
+
 from ipfsreg.blockstore.interface import BlobInfo, BlobStore
 from ipfsreg.crdt.interface import Change, Delete, Names, Put
 from ipfsreg.errors import (
@@ -49,6 +51,12 @@ MAX_RESOLVED = 4096
 RECENT_BYTES = 8 << 20
 """Of manifests kept in memory: reading and hashing one again was a quarter of what a GET costs."""
 
+UNCOUNTED_BYTES = 64 * 1024
+"""Manifests up to this are read for as many as ask."""
+
+READ_AT_ONCE = 4
+"""Of larger ones: whoever asks for one holds all of it from its reading on, and hundreds may ask at once."""
+
 MAX_ANNOTATION_BYTES = 16 * 1024
 """Annotations above this are left out of a referrers index (they stay in the manifest): every node keeps the index."""
 
@@ -86,6 +94,7 @@ class Manifests:
         self._last_us = 0
         self._being_set: dict[tuple[RepositoryName, Tag], list[Digest]] = {}
         self._recent = RecentContent(RECENT_BYTES)
+        self._reading = trio.CapacityLimiter(READ_AT_ONCE)
         self._resolved: Lookups[tuple[RepositoryName, Reference], tuple[Digest, ManifestRecord]] = Lookups(MAX_RESOLVED)
 
     def resolve(self, repository: RepositoryName, reference: Reference) -> tuple[Digest, ManifestRecord]:
@@ -171,13 +180,20 @@ class Manifests:
 
     async def _read(self, repository: RepositoryName, digest: Digest, record: ManifestRecord) -> bytes:
         """Raises ContentUnavailable."""
-        data = await self._local.read(digest, MAX_MANIFEST_BYTES)
+        data = await self._read_local(digest, record.size)
         if data is None:
             await self._fetches.fetch_whole(repository, digest, catalog.LinkRecord(record.size, record.root))
-            data = await self._local.read(digest, MAX_MANIFEST_BYTES)
+            data = await self._read_local(digest, record.size)
         if data is None:
             raise ContentUnavailable(f"manifest {digest} is not here any more; try again")
         return data
+
+    async def _read_local(self, digest: Digest, size: int) -> bytes | None:
+        if size <= UNCOUNTED_BYTES:
+            return await self._local.read(digest, MAX_MANIFEST_BYTES)
+        async with self._reading:
+            # Somebody who waited before may have brought it.
+            return self._recent.get(digest) or await self._local.read(digest, MAX_MANIFEST_BYTES)
 
     async def put(
         self,

@@ -137,6 +137,17 @@ def test_a_token_without_an_end_is_refused(tmp_path: Path) -> None:
         Tokens(keys, "ipfsreg", 60.0).verify(jwt.encode(claims, key, algorithm="EdDSA", headers={"kid": keys.kid}))
 
 
+@pytest.mark.parametrize("end", ["1e999", "Infinity", "9" * 400])
+def test_a_token_with_an_end_that_no_clock_has_is_refused(tmp_path: Path, end: str) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    keys = load_keys(write_key(tmp_path / "key", key))
+    claims = f'{{"iss":"ipfsreg","aud":"ipfsreg","sub":"alice","exp":{end}}}'.encode()
+    with pytest.raises(TokenInvalid):
+        Tokens(keys, "ipfsreg", 60.0).verify(
+            jwt.PyJWS().encode(claims, key, algorithm="EdDSA", headers={"kid": keys.kid})
+        )
+
+
 def test_a_token_of_any_length_is_not_read(tokens: Tokens) -> None:
     with pytest.raises(TokenInvalid, match="too long"):
         tokens.verify("a" * (MAX_TOKEN_CHARACTERS + 1))

@@ -212,12 +212,14 @@ def verify_with(token: str, key: object, algorithms: list[str], *, issuer: str, 
             leeway=LEEWAY_S,
             options={"require": ["exp", "iss", "aud"]},
         )
+        expires_at = float(claims["exp"])
     except jwt.ExpiredSignatureError:
         raise TokenInvalid("the token has expired", harmless=True) from None
     except jwt.ImmatureSignatureError:
         raise TokenInvalid("the token is not valid yet") from None
     except jwt.InvalidAudienceError:
         raise TokenInvalid("the token is for another service") from None
-    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+    except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
+        # Overflow: JSON has numbers that no clock and no float has.
         raise TokenInvalid("the token cannot be verified") from None
-    return Claims(str(claims.get("sub", "")), Grants.of_claims(claims.get("access")), float(claims["exp"]))
+    return Claims(str(claims.get("sub", "")), Grants.of_claims(claims.get("access")), expires_at)

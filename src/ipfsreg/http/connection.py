@@ -391,7 +391,8 @@ class Connection:
 
     def _note_again(self, answer: Answer, status: int, received: int, sent: int, began: float) -> None:
         self._accounted += received
-        answer.request.peer = self._peer
+        if not answer.request.via:
+            answer.request.peer = self._peer
         self._registrar.note_answered(answer.request, status, received, sent, time.perf_counter() - began)
 
     async def _read_head(self, data: bytes) -> Head | None:

@@ -107,6 +107,7 @@ class Request:
         "target",
         "tried",
         "user",
+        "via",
     )
 
     def __init__(
@@ -121,6 +122,8 @@ class Request:
         self.body = body
         self.peer = peer
         """Address the bytes come from, for logs and limits."""
+        self.via = ""
+        """The proxy that passed it on for *peer*, by its address, where that is one of ours."""
         self.route = ""
         """What kind of request it is, of a small number of kinds: for the books (`tally`)."""
         self.secure = secure
@@ -141,7 +144,7 @@ class Request:
         """Itself as logs and books want it: without what belongs to the connection, and without secrets."""
         headers = {name: self.headers[name] for name in _LOGGED if name in self.headers}
         again = Request(self.method, self.target, headers, _NOTHING, self.peer, secure=self.secure)
-        again.route, again.user, again.how = self.route, self.user, self.how
+        again.via, again.route, again.user, again.how = self.via, self.route, self.user, self.how
         return again
 
     async def keep(self, resource: AbstractAsyncContextManager[T]) -> T:

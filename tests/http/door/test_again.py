@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from ipfsreg.cli.passwd import remove_user
+from ipfsreg.http.accesslog import open_access_log
 from ipfsreg.http.connection import Handler
 from ipfsreg.http.door.opening import OpenedDoor
-from ipfsreg.http.request import Request
+from ipfsreg.http.paths import parse_action
+from ipfsreg.http.request import NoBytes, Request
 from ipfsreg.http.responses import Response
 from ipfsreg.testing.closed import ClosedDoor
 from ipfsreg.testing.front_door import open_front_door
@@ -173,10 +175,46 @@ async def test_the_audit_log_has_what_it_would_have_without_memory(closed: Close
     assert [(line["event"], line["user"]) for line in lines] == [("refused", "bob")] * 3
 
 
-async def test_behind_a_trusted_proxy_the_door_looks_at_every_request(closed: ClosedDoor) -> None:
-    async with open_front(closed, HTTP_TRUSTED_PROXIES="127.0.0.1") as front:
-        for _ in range(3):
-            assert await front.ask({"X-Forwarded-For": "192.0.2.7"}) == (200, False)
+async def test_behind_a_trusted_proxy_each_client_has_its_own_answers(closed: ClosedDoor) -> None:
+    limits = {"HTTP_REQUESTS_PER_S": "0.01", "HTTP_REQUESTS_BURST": "8"}
+    async with open_front(closed, HTTP_TRUSTED_PROXIES="127.0.0.1", **limits) as front:
+        for client in ("192.0.2.7", "192.0.2.8"):
+            await front.learn({"X-Forwarded-For": client})
+            answers = [await front.ask({"X-Forwarded-For": client}) for _ in range(7)]
+            assert answers == [*[(200, True)] * 6, (429, False)]
+
+
+def test_what_a_proxy_was_answered_is_for_nobody_who_says_the_same(closed: ClosedDoor) -> None:
+    with opened(closed, HTTP_TRUSTED_PROXIES="192.0.2.1,192.0.2.2") as opened_door:
+        door = opened_door.door
+        assert door is not None
+        request = Request("GET", MANIFEST, {}, NoBytes(), "198.51.100.7")
+        action = parse_action("GET", MANIFEST, "")
+        request.via = "192.0.2.1"
+        lets_in = door.again(request, action)
+        assert lets_in is not None
+        assert [lets_in(f"192.0.2.{number}") for number in (1, 2, 3)] == [True, False, False]
+        # And what somebody was answered who is no proxy is for no proxy.
+        request.via = ""
+        lets_in = door.again(request, action)
+        assert lets_in is not None
+        assert [lets_in(peer) for peer in ("198.51.100.7", "192.0.2.1")] == [True, False]
+
+
+async def test_the_access_log_names_the_client_behind_the_proxy_each_time(closed: ClosedDoor, tmp_path: Path) -> None:
+    place = tmp_path / "access.log"
+    with opened(closed, HTTP_TRUSTED_PROXIES="127.0.0.1") as door:
+        async with (
+            open_access_log("json", place) as log,
+            open_front_door(tmp_path, door=door.door, access_log=log) as server,
+            connect_http(server.places[0]) as client,
+        ):
+            await push(client, "team/app:1", basic("alice"))
+            for _ in range(4):
+                await client.request("GET", MANIFEST, {"X-Forwarded-For": "192.0.2.7"})
+                await client.request("GET", MANIFEST)
+    lines = [json.loads(line) for line in place.read_text().splitlines()]
+    assert [line["remote"] for line in lines if line["method"] == "GET"] == ["192.0.2.7", "127.0.0.1"] * 4
 
 
 async def test_a_catalog_that_shows_a_part_is_made_for_each(closed: ClosedDoor) -> None:

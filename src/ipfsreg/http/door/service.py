@@ -153,17 +153,22 @@ class Door:
         whether the client may have one more, which is counted. None: only `admit` itself can tell, or each such request
         is to be written down.
         """
-        # Whom a proxy speaks for is told by its address and its headers together.
-        if self._proxies is not None or request.sees is not None:
+        if request.sees is not None:
             return None
         if self._audit is not None and type(action) in self._audited:
             return None
         if self._keeper is None:
-            return lambda peer: self._has_one_more(NOBODY, peer)
-        proof = self._keeper.authenticator.proof(request.headers.get("authorization"))
-        if proof is None:
-            return None
-        return partial(self._lets_in, proof, need_of(action))
+            lets_in: Stands = partial(self._has_one_more, NOBODY)
+        else:
+            proof = self._keeper.authenticator.proof(request.headers.get("authorization"))
+            if proof is None:
+                return None
+            lets_in = partial(self._lets_in, proof, need_of(action))
+        if self._proxies is None:
+            return lets_in
+        # Whose request it is follows from its head and from whom it comes from directly.
+        direct, client = request.via or request.peer, request.peer
+        return lambda peer: peer == direct and lets_in(client)
 
     def _lets_in(self, proof: Proof, need: Need | None, peer: str) -> bool:
         keeper, caller = self._keeper, proof.caller
@@ -261,7 +266,9 @@ def _look_behind(proxies: TrustedProxies, request: Request) -> None:
     secure = proxies.is_secure(request.peer, request.headers)
     if secure is not None:
         request.secure = secure
-    request.peer = proxies.client(request.peer, request.headers)
+    if proxies.trust(request.peer):
+        request.via = request.peer
+        request.peer = proxies.client(request.peer, request.headers)
 
 
 def _reference(action: paths.Action | None) -> str | None:

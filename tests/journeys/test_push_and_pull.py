@@ -233,6 +233,7 @@ def test_a_wrong_key_in_the_configuration_stops_the_start(cluster: Cluster) -> N
 def test_a_node_without_the_swarm_key_is_kept_out(cluster: Cluster, tmp_path: Path) -> None:
     alice = cluster.start("alice")
     with Cluster(tmp_path / "elsewhere") as elsewhere:
+        elsewhere.add("eve")  # whose swarm key mallory has
         mallory = elsewhere.add("mallory", join=[alice]).start()
         alice.wait_line("PSK|swarm key|pre-shared")
         assert mallory.status()["peers"] == []
